@@ -1,0 +1,342 @@
+//! Settings: typed, with their defaults. [`load`] reads file, environment and flags; every problem is
+//! reported at once with its key path.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::directory::TokenRules;
+use crate::entry::Realm;
+use crate::policy::{Mode, Route};
+use crate::secret::Secret;
+
+pub mod load;
+pub mod reader;
+
+/// Where a listener listens, or an upstream is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An IP address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// Certificate and key of a listener, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, the listener's own certificate first.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
+/// One address of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where.
+    pub address: Address,
+    /// TLS with ALPN `h2` and `http/1.1`; `None`: plain.
+    pub tls: Option<TlsFiles>,
+    /// HTTP/2 by prior knowledge on a plain listener, beside HTTP/1.1.
+    pub h2c: bool,
+}
+
+/// Bounds of every connection of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections of all addresses of the listener together.
+    pub max_connections: usize,
+    /// Longest time from a connection's (or, kept alive, a request's) first byte to the end of its
+    /// head, TLS handshake included.
+    pub head_timeout: Duration,
+    /// Longest time that a kept-alive connection stays idle.
+    pub keepalive_timeout: Duration,
+    /// Longest wait for the next bytes of a request's body.
+    pub body_timeout: Duration,
+    /// Longest wait for the client to take bytes.
+    pub write_timeout: Duration,
+    /// Largest head, in bytes: request line and headers.
+    pub max_head_bytes: usize,
+    /// Most headers of a request.
+    pub max_headers: usize,
+    /// Largest request body, in bytes; `None`: any.
+    pub max_body_bytes: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            head_timeout: Duration::from_secs(15),
+            keepalive_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_head_bytes: 64 << 10,
+            max_headers: 100,
+            max_body_bytes: None,
+        }
+    }
+}
+
+/// Protocol towards an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UpstreamHttp {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2: by ALPN over TLS, by prior knowledge otherwise.
+    Http2,
+    /// Over TLS whichever ALPN chooses, HTTP/1.1 otherwise.
+    Auto,
+}
+
+/// TLS towards an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name that its certificate must bear, also sent as SNI; never empty.
+    pub server_name: String,
+    /// Certificates that may have signed it, PEM; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// One upstream server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Host (DNS name or IP address) and port.
+    Host(String, u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// A group of equal upstream servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// At least one.
+    pub targets: Vec<Target>,
+    /// Protocol, the same for all.
+    pub http: UpstreamHttp,
+    /// `None`: plain.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// Time-outs and checks towards upstreams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamTimeouts {
+    /// Longest time to connect, TLS included.
+    pub connect: Duration,
+    /// Longest wait for the upstream's next bytes; not for upgraded connections.
+    pub read: Duration,
+    /// Longest wait for the upstream to take bytes.
+    pub write: Duration,
+    /// Idle connections are closed after this; shorter than the upstream's own keep-alive.
+    pub idle: Duration,
+    /// Longest silence in both directions of an upgraded connection or a gRPC stream.
+    pub stream_idle: Duration,
+}
+
+impl Default for UpstreamTimeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            read: Duration::from_secs(60),
+            write: Duration::from_secs(60),
+            idle: Duration::from_secs(55),
+            stream_idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// How upstream servers are looked after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Time between two checks; `None`: no checks.
+    pub interval: Option<Duration>,
+    /// Path that must answer 2xx or 3xx to `GET`; `None`: connecting is enough.
+    pub path: Option<String>,
+    /// Time between two look-ups of DNS names.
+    pub dns_interval: Duration,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self { interval: Some(Duration::from_secs(5)), path: None, dns_interval: Duration::from_secs(10) }
+    }
+}
+
+/// `[proxy]`.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Empty: off.
+    pub listen: Vec<Listen>,
+    /// Index 0 is `proxy.upstream`; further ones belong to routes. Empty only if `listen` is.
+    pub upstreams: Vec<Upstream>,
+    /// For routes without their own.
+    pub mode: Mode,
+    /// Peers whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are kept.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Bounds towards callers.
+    pub limits: Limits,
+    /// Bounds towards upstreams.
+    pub timeouts: UpstreamTimeouts,
+    /// Health checks and DNS.
+    pub health: HealthCheck,
+    /// Worker threads; `None`: one a core.
+    pub threads: Option<usize>,
+}
+
+/// `[api]`.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Empty: off.
+    pub listen: Vec<Listen>,
+    /// Proxies whose metadata headers the decision endpoints believe.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Hosts that requests may name, in lower case; empty: any.
+    pub allowed_hosts: Vec<String>,
+    /// Whether seeds show in lists and single entries.
+    pub reveal_seeds: bool,
+    /// Bounds towards callers.
+    pub limits: Limits,
+}
+
+/// `[ops]`.
+#[derive(Clone, Debug)]
+pub struct OpsConfig {
+    /// Empty: off.
+    pub listen: Vec<Listen>,
+    /// Bounds towards callers.
+    pub limits: Limits,
+}
+
+/// `[store]`.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where entries are kept.
+    pub url: crate::store::url::StoreUrl,
+    /// Contents not proven current for longer are refused.
+    pub max_stale: Duration,
+    /// Before every key in Redis.
+    pub prefix: String,
+    /// Whether entries are sealed.
+    pub sealing: Sealing,
+    /// CA certificates of `rediss://`, PEM; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Client certificate and key for `rediss://`.
+    pub client_tls: Option<TlsFiles>,
+}
+
+/// How stored entries are sealed.
+#[derive(Clone, Debug)]
+pub enum Sealing {
+    /// Not at all.
+    Off,
+    /// With the key in a file; made beside a new SQLite file if it is absent and `make` is set.
+    KeyFile {
+        /// The writing key.
+        path: PathBuf,
+        /// Keys that still open.
+        old: Vec<PathBuf>,
+        /// Whether an absent key file is made.
+        make: bool,
+    },
+    /// With a key given directly (environment).
+    Key(Secret),
+}
+
+/// `[realms]`: the realms with powers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedRealms {
+    /// Its principals manage entries.
+    pub admin: Realm,
+    /// Its principals verify others.
+    pub auth: Realm,
+}
+
+/// `[headers]`: names in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderNames {
+    /// Carries the claimed name.
+    pub name: http::HeaderName,
+    /// Carries the claimed realm.
+    pub realm: http::HeaderName,
+    /// Carries the token.
+    pub token: http::HeaderName,
+    /// Carries the proven name to the upstream.
+    pub identity_name: http::HeaderName,
+    /// Carries the proven realm to the upstream.
+    pub identity_realm: http::HeaderName,
+    /// Carries `name@realm` to the upstream; `None`: not sent.
+    pub identity_principal: Option<http::HeaderName>,
+}
+
+impl Default for HeaderNames {
+    fn default() -> Self {
+        let name = http::HeaderName::from_static;
+        Self {
+            name: name("x-auth-name"),
+            realm: name("x-auth-realm"),
+            token: name("x-auth-token"),
+            identity_name: name("x-auth-name"),
+            identity_realm: name("x-auth-realm"),
+            identity_principal: None,
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level, or `tracing` directives such as `info,otpgate=debug`.
+    pub level: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Whether every request gets an access line.
+    pub access: bool,
+}
+
+/// How the process stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownConfig {
+    /// Time between `/readyz` turning red and listeners closing.
+    pub delay: Duration,
+    /// Longest time that accepted requests may take to finish after that.
+    pub grace: Duration,
+}
+
+/// All settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The gate.
+    pub proxy: ProxyConfig,
+    /// Management and verify.
+    pub api: ApiConfig,
+    /// Health and metrics.
+    pub ops: OpsConfig,
+    /// Where entries are.
+    pub store: StoreConfig,
+    /// How tokens are checked.
+    pub rules: TokenRules,
+    /// Realms with powers.
+    pub realms: ReservedRealms,
+    /// Header names.
+    pub headers: HeaderNames,
+    /// Logging.
+    pub log: LogConfig,
+    /// Stopping.
+    pub shutdown: ShutdownConfig,
+    /// `[[route]]`s in the order of the file.
+    pub routes: Vec<Route>,
+}

@@ -1,0 +1,290 @@
+//! Every metric, declared once. Labels are bounded sets; never a name, path or address.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::otp::MatchedStep;
+use crate::store::StoreError;
+
+/// The label for realms that the configuration does not list.
+const OTHER_REALM: &str = "other";
+
+/// Buckets for what the gate itself takes: 1 µs to 1 s.
+const GATE_SECONDS: &[f64] =
+    &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1.0];
+/// Buckets for what crosses a network: 250 µs to 60 s.
+const NETWORK_SECONDS: &[f64] = &[
+    2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+];
+const STEP_OFFSETS: &[f64] = &[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0];
+
+/// The process's metrics; one per process, handed to whoever counts.
+pub struct Metrics {
+    registry: Registry,
+    realms: BTreeSet<String>,
+    requests: IntCounterVec,
+    verifications: IntCounterVec,
+    /// Time from a request's head to the decision about it.
+    pub gate_duration: Histogram,
+    upstream_duration: HistogramVec,
+    upstream_failures: IntCounterVec,
+    /// Upstream addresses by group-wide health: `healthy`, `unhealthy`.
+    pub upstream_backends: IntGaugeVec,
+    store_duration: HistogramVec,
+    store_errors: IntCounterVec,
+    step_offset: Histogram,
+    /// Entries in the directory.
+    pub directory_entries: IntGauge,
+    /// Seconds since the directory was last proven current; +Inf before that.
+    pub directory_staleness: Gauge,
+    /// Times that all entries were loaded.
+    pub directory_full_loads: IntCounter,
+    /// Changes applied from the change log.
+    pub directory_changes: IntCounter,
+    /// Times that an entry could not be opened.
+    pub directory_broken_entries: IntCounter,
+    /// Time from the acknowledgement of a write made here until it is in force here.
+    pub directory_apply_lag: Histogram,
+    connections: IntGaugeVec,
+    connections_refused: IntCounterVec,
+    /// When a listener's certificate ends, by listener.
+    pub certificate_expiry: GaugeVec,
+    /// Panics caught; each is a bug.
+    pub panics: IntCounter,
+}
+
+impl Metrics {
+    /// Declares and registers every metric. Only `realms` become label values; others are `other`.
+    ///
+    /// # Panics
+    /// If two metrics have one name: a bug, found by any test.
+    #[must_use]
+    pub fn new(realms: impl IntoIterator<Item = String>) -> Self {
+        let registry = Registry::new();
+        let r = Declare(&registry);
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("the process metrics are registered once");
+        let build = r.gauges("build_info", "Always 1; the labels describe the build.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        let metrics = Self {
+            realms: realms.into_iter().collect(),
+            requests: r.counters(
+                "requests_total",
+                "Requests answered, by listener, kind of route and outcome.",
+                &["listener", "route", "outcome"],
+            ),
+            verifications: r.counters(
+                "verifications_total",
+                "Tokens checked, by the claimed realm (only configured ones, else `other`) and result.",
+                &["realm", "reason"],
+            ),
+            gate_duration: r.histogram(
+                "gate_duration_seconds",
+                "Time from a proxied request's head to the decision about it.",
+                GATE_SECONDS,
+            ),
+            upstream_duration: r.histograms(
+                "upstream_duration_seconds",
+                "Time from forwarding a request to the end of its response.",
+                &["status"],
+                NETWORK_SECONDS,
+            ),
+            upstream_failures: r.counters(
+                "upstream_failures_total",
+                "Requests that an upstream failed, by what failed.",
+                &["cause"],
+            ),
+            upstream_backends: r.int_gauges(
+                "upstream_backends",
+                "Upstream addresses, by health.",
+                &["state"],
+            ),
+            store_duration: r.histograms(
+                "store_operation_duration_seconds",
+                "Time that store operations take.",
+                &["store", "operation"],
+                NETWORK_SECONDS,
+            ),
+            store_errors: r.counters(
+                "store_errors_total",
+                "Store operations that failed, by kind of failure.",
+                &["store", "operation", "cause"],
+            ),
+            step_offset: r.histogram(
+                "matched_step_offset",
+                "Time steps between an accepted token and the gate's clock: the drift of callers.",
+                STEP_OFFSETS,
+            ),
+            directory_entries: r.int_gauge("directory_entries", "Entries in the directory."),
+            directory_staleness: r.gauge(
+                "directory_staleness_seconds",
+                "Time since the directory was last proven current; +Inf before the first time.",
+            ),
+            directory_full_loads: r
+                .counter("directory_full_loads_total", "Times that all entries were loaded."),
+            directory_changes: r
+                .counter("directory_changes_total", "Changes applied from the change log."),
+            directory_broken_entries: r.counter(
+                "directory_broken_entries_total",
+                "Times that a stored entry could not be opened.",
+            ),
+            directory_apply_lag: r.histogram(
+                "directory_apply_lag_seconds",
+                "Time from the acknowledgement of a write made here until it is in force here.",
+                NETWORK_SECONDS,
+            ),
+            connections: r.int_gauges("connections", "Open downstream connections.", &["listener"]),
+            connections_refused: r.counters(
+                "connections_refused_total",
+                "Connections closed before a request, by listener and cause.",
+                &["listener", "cause"],
+            ),
+            certificate_expiry: r.gauges(
+                "certificate_expiry_timestamp_seconds",
+                "When a listener's certificate ends, in Unix time.",
+                &["listener"],
+            ),
+            panics: r.counter("panics_total", "Panics caught; each is a bug worth a report."),
+            registry: registry.clone(),
+        };
+        metrics.directory_staleness.set(f64::INFINITY);
+        metrics
+    }
+
+    /// Counts a request. All labels come from fixed sets.
+    pub fn request(&self, listener: &str, route: &str, outcome: &str) {
+        self.requests.with_label_values(&[listener, route, outcome]).inc();
+    }
+
+    /// Counts an accepted token.
+    pub fn verified(&self, realm: &str, step: MatchedStep) {
+        self.step_offset.observe(f64::from(step.offset));
+        self.verifications.with_label_values(&[self.realm_label(realm), "ok"]).inc();
+    }
+
+    /// Counts a refused token.
+    pub fn refused(&self, realm: &str, reason: &str) {
+        self.verifications.with_label_values(&[self.realm_label(realm), reason]).inc();
+    }
+
+    /// Notes a finished upstream exchange by its status class.
+    pub fn upstream(&self, status: u16, took: Duration) {
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        self.upstream_duration.with_label_values(&[class]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a failure of an upstream; `cause` from a fixed set.
+    pub fn upstream_failure(&self, cause: &str) {
+        self.upstream_failures.with_label_values(&[cause]).inc();
+    }
+
+    /// Notes how long a store operation took.
+    pub fn store_operation(&self, store: &str, operation: &str, took: Duration) {
+        self.store_duration.with_label_values(&[store, operation]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a failed store operation.
+    pub fn store_error(&self, store: &str, operation: &str, error: &StoreError) {
+        let cause = match error {
+            StoreError::Unreachable(_) => "unreachable",
+            StoreError::Denied(_) => "denied",
+            StoreError::NotInitialised => "not_initialised",
+            StoreError::ReadOnly(_) => "read_only",
+            StoreError::Corrupt(_) => "corrupt",
+            StoreError::Sealed { .. } => "sealed",
+            StoreError::Conflict => "conflict",
+            StoreError::Unknown(_) => "unknown_outcome",
+        };
+        self.store_errors.with_label_values(&[store, operation, cause]).inc();
+    }
+
+    /// The gauge of a listener's open connections.
+    #[must_use]
+    pub fn open_connections(&self, listener: &str) -> IntGauge {
+        self.connections.with_label_values(&[listener])
+    }
+
+    /// Counts a connection that was closed before a request; `cause` from a fixed set.
+    pub fn connection_refused(&self, listener: &str, cause: &str) {
+        self.connections_refused.with_label_values(&[listener, cause]).inc();
+    }
+
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("what was registered can be written to memory");
+        text
+    }
+
+    fn realm_label<'a>(&self, realm: &'a str) -> &'a str {
+        if self.realms.contains(realm) { realm } else { OTHER_REALM }
+    }
+}
+
+/// Declares metrics in a registry, under the common prefix.
+struct Declare<'a>(&'a Registry);
+
+impl Declare<'_> {
+    fn register<M: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<M>,
+    ) -> M {
+        let metric = metric.expect("the metric's declaration is valid");
+        self.0.register(Box::new(metric.clone())).expect("no two metrics have one name");
+        metric
+    }
+
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(format!("otpgate_{name}"), help)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::with_opts(Self::opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Self::opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register(GaugeVec::new(Self::opts(name, help), labels))
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Self::opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::from(Self::opts(name, help)).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(opts))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let opts = HistogramOpts::from(Self::opts(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(opts, labels))
+    }
+}

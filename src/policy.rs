@@ -1,0 +1,284 @@
+//! Which principals may pass which route. Pure decisions on a normalised path; no I/O.
+
+use std::time::Duration;
+
+use crate::entry::{Principal, Realm};
+
+pub mod path;
+
+pub use path::{NormalPath, PathError};
+
+/// What happens to requests that should be refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// They are refused.
+    #[default]
+    Enforce,
+    /// They are forwarded without identity, logged and counted: for roll-outs.
+    Report,
+}
+
+/// Whom a route lets pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Any proven principal.
+    Anybody,
+    /// Every principal of a realm.
+    Realm(Realm),
+    /// One principal.
+    Principal(Principal),
+}
+
+impl Grant {
+    fn covers(&self, who: &Principal) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Realm(realm) => *realm == who.realm,
+            Self::Principal(principal) => principal == who,
+        }
+    }
+}
+
+/// What a route asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: identity is neither checked nor passed on.
+    Public,
+    /// A proven principal that one of these covers.
+    Allow(Vec<Grant>),
+}
+
+/// Time-outs of a route that differ from the proxy's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteTimeouts {
+    /// Longest wait for the upstream's next bytes.
+    pub read: Option<Duration>,
+    /// Longest wait for the upstream to take bytes.
+    pub write: Option<Duration>,
+}
+
+/// One `[[route]]`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Decoded path prefix without trailing slash; empty for `/`.
+    pub prefix: String,
+    /// Methods that it covers; empty: all.
+    pub methods: Vec<String>,
+    /// Hosts that it covers, lower case, without port; empty: all.
+    pub hosts: Vec<String>,
+    /// What it asks for.
+    pub access: Access,
+    /// `None`: the proxy's.
+    pub mode: Option<Mode>,
+    /// Name of an upstream group of its own; `None`: the proxy's.
+    pub upstream: Option<usize>,
+    /// Its own time-outs.
+    pub timeouts: RouteTimeouts,
+}
+
+impl Route {
+    /// Whether `who` may pass.
+    #[must_use]
+    pub fn permits(&self, who: &Principal) -> bool {
+        match &self.access {
+            Access::Public => true,
+            Access::Allow(grants) => grants.iter().any(|grant| grant.covers(who)),
+        }
+    }
+
+    /// Whether requests pass without proof.
+    #[must_use]
+    pub fn is_public(&self) -> bool {
+        self.access == Access::Public
+    }
+
+    fn governs_path(&self, path: &str) -> bool {
+        path.strip_prefix(self.prefix.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    fn governs_host(&self, host: &str) -> bool {
+        self.hosts.is_empty() || self.hosts.iter().any(|h| h == host)
+    }
+
+    fn governs_method(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|m| m == method)
+    }
+
+    /// Routes of one scope are alternatives of each other; a wider scope is never fallen back to.
+    fn same_scope(&self, other: &Self) -> bool {
+        self.prefix == other.prefix && self.hosts.is_empty() == other.hosts.is_empty()
+    }
+}
+
+/// Which route governs a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Governing<'a> {
+    /// This one.
+    Route(&'a Route),
+    /// None of the configured ones: refused.
+    Nothing,
+    /// Two different ones, depending on how the upstream reads the path's `;parameters`: refused.
+    Ambiguous,
+}
+
+/// All routes.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Most specific first.
+    routes: Vec<Route>,
+}
+
+impl Policy {
+    /// Sorts `routes`: longest path first, of one path those for certain hosts first, then in the
+    /// order of the configuration. Without routes, everything needs a proven principal.
+    #[must_use]
+    pub fn new(mut routes: Vec<Route>) -> Self {
+        if routes.is_empty() {
+            routes.push(Route {
+                prefix: String::new(),
+                methods: Vec::new(),
+                hosts: Vec::new(),
+                access: Access::Allow(vec![Grant::Anybody]),
+                mode: None,
+                upstream: None,
+                timeouts: RouteTimeouts::default(),
+            });
+        }
+        routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
+        Self { routes }
+    }
+
+    /// The route that governs a request. `host` is in lower case, without port.
+    #[must_use]
+    pub fn govern(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
+        let found = self.find(method, host, path.decoded());
+        let Some(bare) = path.without_parameters() else {
+            return found.map_or(Governing::Nothing, Governing::Route);
+        };
+        match (found, self.find(method, host, &bare)) {
+            (Some(a), Some(b)) if std::ptr::eq(a, b) => Governing::Route(a),
+            (None, None) => Governing::Nothing,
+            _ => Governing::Ambiguous,
+        }
+    }
+
+    /// The most specific path decides; if none of its routes covers the method, nothing does: a
+    /// wider route must not open what a narrower one closes.
+    fn find(&self, method: &str, host: &str, path: &str) -> Option<&Route> {
+        let mut here =
+            self.routes.iter().filter(|r| r.governs_host(host) && r.governs_path(path)).peekable();
+        let scope = *here.peek()?;
+        here.take_while(|r| r.same_scope(scope)).find(|r| r.governs_method(method))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(path: &str, access: Access) -> Route {
+        Route {
+            prefix: path.trim_end_matches('/').to_owned(),
+            methods: Vec::new(),
+            hosts: Vec::new(),
+            access,
+            mode: None,
+            upstream: None,
+            timeouts: RouteTimeouts::default(),
+        }
+    }
+
+    fn realm(name: &str) -> Access {
+        Access::Allow(vec![Grant::Realm(Realm::parse(name).unwrap())])
+    }
+
+    /// The access of the governing route; `None`: nothing governs.
+    fn access(policy: &Policy, method: &str, host: &str, path: &str) -> Option<Access> {
+        match policy.govern(method, host, &NormalPath::parse(path).unwrap()) {
+            Governing::Route(route) => Some(route.access.clone()),
+            Governing::Nothing | Governing::Ambiguous => None,
+        }
+    }
+
+    #[test]
+    fn without_routes_everything_needs_proof() {
+        let policy = Policy::new(Vec::new());
+        let anybody = Access::Allow(vec![Grant::Anybody]);
+        assert_eq!(access(&policy, "GET", "h", "/x"), Some(anybody));
+    }
+
+    #[test]
+    fn the_longest_prefix_on_a_segment_boundary_governs() {
+        let policy = Policy::new(vec![
+            route("/", realm("any")),
+            route("/admin/", realm("staff")),
+            route("/admin/public", Access::Public),
+        ]);
+        for (path, expected) in [
+            ("/", realm("any")),
+            ("/administrator", realm("any")),
+            ("/Admin", realm("any")),
+            ("/admin", realm("staff")),
+            ("/admin/", realm("staff")),
+            ("/%61dmin/x", realm("staff")),
+            ("/admin/publicity", realm("staff")),
+            ("/admin/public", Access::Public),
+            ("/admin/public/x", Access::Public),
+        ] {
+            assert_eq!(access(&policy, "GET", "h", path), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wider_route_never_opens_what_a_narrower_one_closes() {
+        let mut narrow = route("/admin", realm("staff"));
+        narrow.methods = vec!["GET".into()];
+        let policy = Policy::new(vec![route("/", Access::Public), narrow]);
+        assert_eq!(access(&policy, "GET", "h", "/admin/x"), Some(realm("staff")));
+        assert_eq!(access(&policy, "POST", "h", "/admin/x"), None);
+        assert_eq!(access(&policy, "POST", "h", "/x"), Some(Access::Public));
+    }
+
+    #[test]
+    fn routes_of_one_path_are_alternatives_by_method() {
+        let mut read = route("/items", realm("readers"));
+        read.methods = vec!["GET".into(), "HEAD".into()];
+        let mut write = route("/items", realm("writers"));
+        write.methods = vec!["POST".into()];
+        let policy = Policy::new(vec![read, write]);
+        assert_eq!(access(&policy, "HEAD", "h", "/items"), Some(realm("readers")));
+        assert_eq!(access(&policy, "POST", "h", "/items"), Some(realm("writers")));
+        assert_eq!(access(&policy, "DELETE", "h", "/items"), None);
+    }
+
+    #[test]
+    fn a_route_for_a_host_comes_before_one_for_all() {
+        let mut special = route("/", realm("special"));
+        special.hosts = vec!["a.example".into()];
+        let policy = Policy::new(vec![route("/", realm("any")), special]);
+        assert_eq!(access(&policy, "GET", "a.example", "/"), Some(realm("special")));
+        assert_eq!(access(&policy, "GET", "b.example", "/"), Some(realm("any")));
+    }
+
+    #[test]
+    fn parameters_never_lead_around_a_route() {
+        let policy = Policy::new(vec![route("/", Access::Public), route("/admin", realm("staff"))]);
+        let govern = |path: &str| policy.govern("GET", "h", &NormalPath::parse(path).unwrap());
+        assert!(matches!(govern("/admin;x/y"), Governing::Ambiguous));
+        assert!(matches!(govern("/admin/y;x=1"), Governing::Route(r) if !r.is_public()));
+        assert!(matches!(govern("/items;x"), Governing::Route(r) if r.is_public()));
+    }
+
+    #[test]
+    fn grants_cover_whom_they_name() {
+        let who = Principal::parse("alice", "staff").unwrap();
+        let covers = |grant| route("/", Access::Allow(vec![grant])).permits(&who);
+        assert!(covers(Grant::Anybody));
+        assert!(covers(Grant::Realm(Realm::parse("staff").unwrap())));
+        assert!(!covers(Grant::Realm(Realm::parse("Staff").unwrap())));
+        assert!(covers(Grant::Principal(who.clone())));
+        assert!(!covers(Grant::Principal(Principal::parse("staff", "alice").unwrap())));
+        assert!(!route("/", Access::Allow(Vec::new())).permits(&who));
+    }
+}

@@ -1,0 +1,410 @@
+//! Durable entries and their ordered change log.
+//!
+//! [`Store`] is what the rest of the program sees: typed entries, sealed before they leave the
+//! process. A [`Backend`] keeps opaque blobs; there is one for SQLite and one for Redis, and one
+//! contract test suite for both (`tests/integration/store_contract.rs`).
+//!
+//! Every write is a compare-and-set on the entry's [`Version`] and appends one record to the change
+//! log. A log record carries a random nonce and the nonce of the record before it, so a follower can
+//! prove that it missed nothing, even where the whole server was emptied or restored in between.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::clock::{Clock, UnixTime};
+use crate::entry::{Entry, EntryId, Overrides, Principal, PrincipalRef, Seed};
+use crate::seal::{SealError, Sealer};
+
+pub mod redis;
+pub mod sqlite;
+pub mod url;
+
+/// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Random name of one log record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nonce(pub String);
+
+impl Nonce {
+    /// The nonce before the first record: the log's origin.
+    pub const ORIGIN: &'static str = "origin";
+
+    /// 128 random bits as hexadecimal text.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut bytes = [0; 16];
+        crate::seal::fill_random(&mut bytes);
+        Self(data_encoding::HEXLOWER.encode(&bytes))
+    }
+}
+
+/// A place in the change log: everything up to here is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The last known record; 0 if the log is empty.
+    pub version: Version,
+    /// Its nonce; [`Nonce::ORIGIN`] if the log is empty.
+    pub nonce: Nonce,
+}
+
+/// An entry as a backend keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Whose it is.
+    pub principal: Principal,
+    /// Its number.
+    pub id: EntryId,
+    /// Which write made it so.
+    pub revision: Version,
+    /// What [`Sealer::seal`] made.
+    pub blob: Vec<u8>,
+}
+
+/// What must be true of a principal's row for a write to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// There is none.
+    Absent,
+    /// It is at this revision.
+    At(Version),
+}
+
+/// What a write does to a principal's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Sets it.
+    Put {
+        /// Its number: reserved by [`Backend::reserve_id`], kept from before, or imported.
+        id: EntryId,
+        /// Its new blob.
+        blob: Vec<u8>,
+    },
+    /// Removes it.
+    Delete,
+}
+
+/// One change of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutation {
+    /// Whose row.
+    pub principal: Principal,
+    /// What must be true before.
+    pub expect: Expect,
+    /// What to do.
+    pub action: Action,
+}
+
+/// Why the store did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, a time-out, a broken connection: trying again may help.
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(String),
+    /// The store refuses us: password, user, permissions.
+    #[error("the store refuses access: {0}")]
+    Denied(String),
+    /// The store holds no otpgate data: never initialised, or emptied.
+    #[error(
+        "the store is not initialised, or was emptied: run `otpgate store init` for a new one, restore a backup of an old one"
+    )]
+    NotInitialised,
+    /// The store is there but does not take writes: full disk, read-only, out of memory.
+    #[error("the store takes no writes: {0}")]
+    ReadOnly(String),
+    /// What is stored makes no sense: another program's data, a newer format, damage.
+    #[error("the store's contents are unusable: {0}")]
+    Corrupt(String),
+    /// One entry cannot be opened.
+    #[error("the entry of {principal} cannot be opened: {cause}")]
+    Sealed {
+        /// Whose it is.
+        principal: Principal,
+        /// Why.
+        cause: SealError,
+    },
+    /// The row is not as [`Mutation::expect`] says, or the id belongs to another one: nothing was
+    /// written.
+    #[error("the entry was changed by somebody else in the meantime")]
+    Conflict,
+    /// The write may or may not have happened.
+    #[error("the outcome of the write is unknown: {0}")]
+    Unknown(String),
+}
+
+/// What happened to the log since a position.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// These rows changed (`None`: deleted), and `position` is the new place.
+    Changed {
+        /// The changed rows as they are now.
+        rows: Vec<(Principal, Option<Row>)>,
+        /// Everything up to here is included.
+        position: Position,
+        /// When the question was sent: contents were current then or later.
+        as_of: Instant,
+    },
+    /// Nothing happened: the position is the end of the log.
+    Current {
+        /// When the question was sent.
+        as_of: Instant,
+    },
+    /// The position is no longer in the log, or the nonces do not chain: a full load is needed.
+    Lost(&'static str),
+}
+
+/// A follower's own connection to the store.
+#[async_trait]
+pub trait Feed: Send {
+    /// Hands every row to `take`, in no particular order, in bounded memory. Rows written meanwhile
+    /// may or may not be included; following from the returned position makes it whole.
+    async fn load(
+        &mut self,
+        take: &mut (dyn FnMut(Row) + Send),
+    ) -> Result<(Position, Instant), StoreError>;
+
+    /// Waits up to about half a second for records after `position`.
+    async fn poll(&mut self, position: &Position) -> Result<Step, StoreError>;
+}
+
+/// Keeps rows and the change log. Implementations own connections, time-outs and retries; all
+/// waiting is bounded.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// `sqlite` or `redis`: for logs and metrics.
+    fn kind(&self) -> &'static str;
+
+    /// Makes the store usable if it holds nothing yet. Tells whether it did.
+    async fn init(&self) -> Result<bool, StoreError>;
+
+    /// The row of a principal.
+    async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError>;
+
+    /// The row with that number.
+    async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError>;
+
+    /// Up to `limit` rows with a larger number than `after`, in order of number.
+    async fn list(&self, after: Option<EntryId>, limit: usize) -> Result<Vec<Row>, StoreError>;
+
+    /// A number that no row has or will have otherwise.
+    async fn reserve_id(&self) -> Result<EntryId, StoreError>;
+
+    /// Does all of `batch` or nothing, as one record of the log. A put with a number not below the
+    /// next free one moves that on.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if any expectation fails or an id belongs to another principal's row
+    /// that the batch does not delete.
+    async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError>;
+
+    /// A new connection for one follower.
+    async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError>;
+}
+
+/// An entry with the revision that it was read at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The entry.
+    pub entry: Entry,
+    /// Compare-and-set against this.
+    pub revision: Version,
+}
+
+/// What is sealed of an entry: all but its principal and number, which its row says.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload<'a> {
+    // Base32 needs no JSON escapes, so reading borrows from the wiped buffer and copies nothing.
+    seed: &'a str,
+    #[serde(default)]
+    overrides: Overrides,
+    enabled: bool,
+    created_at: UnixTime,
+    updated_at: UnixTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<UnixTime>,
+    #[serde(default, skip_serializing_if = "str::is_empty", borrow)]
+    comment: Cow<'a, str>,
+}
+
+/// Typed, sealed access to a [`Backend`].
+#[derive(Clone)]
+pub struct Store {
+    backend: Arc<dyn Backend>,
+    sealer: Arc<Sealer>,
+}
+
+impl Store {
+    /// Joins a backend and a sealer.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, sealer: Sealer) -> Self {
+        Self { backend, sealer: Arc::new(sealer) }
+    }
+
+    /// `sqlite` or `redis`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.backend.kind()
+    }
+
+    /// See [`Backend::init`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn init(&self) -> Result<bool, StoreError> {
+        self.backend.init().await
+    }
+
+    /// The entry of a principal.
+    ///
+    /// # Errors
+    /// As the backend, and [`StoreError::Sealed`].
+    pub async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Stored>, StoreError> {
+        self.backend.get(principal).await?.map(|row| self.open(&row)).transpose()
+    }
+
+    /// The entry with that number.
+    ///
+    /// # Errors
+    /// As the backend, and [`StoreError::Sealed`].
+    pub async fn get_by_id(&self, id: EntryId) -> Result<Option<Stored>, StoreError> {
+        self.backend.get_by_id(id).await?.map(|row| self.open(&row)).transpose()
+    }
+
+    /// Up to `limit` entries with a larger number than `after`, in order of number.
+    ///
+    /// # Errors
+    /// As the backend, and [`StoreError::Sealed`].
+    pub async fn list(
+        &self,
+        after: Option<EntryId>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, StoreError> {
+        self.backend.list(after, limit).await?.iter().map(|row| self.open(row)).collect()
+    }
+
+    /// Creates an entry with a fresh number; `make` gets that number.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the principal has an entry; else as the backend.
+    pub async fn create(
+        &self,
+        make: impl FnOnce(EntryId) -> Entry + Send,
+    ) -> Result<(Entry, Version), StoreError> {
+        let entry = make(self.backend.reserve_id().await?);
+        let version = self.insert(std::slice::from_ref(&entry)).await?;
+        Ok((entry, version))
+    }
+
+    /// Inserts entries with the numbers that they have, all or none.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if a principal or a number is taken; else as the backend.
+    pub async fn insert(&self, entries: &[Entry]) -> Result<Version, StoreError> {
+        let batch: Vec<_> = entries.iter().map(|e| self.put(e, Expect::Absent)).collect();
+        self.backend.commit(&batch).await
+    }
+
+    /// Replaces `old` by `new`, also under another principal; the number stays.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if `old` is no longer what is stored or the new principal has an
+    /// entry; else as the backend.
+    pub async fn update(&self, old: &Stored, new: &Entry) -> Result<Version, StoreError> {
+        debug_assert_eq!(old.entry.id, new.id);
+        let at = Expect::At(old.revision);
+        let batch = if old.entry.principal == new.principal {
+            vec![self.put(new, at)]
+        } else {
+            vec![Self::removal(old), self.put(new, Expect::Absent)]
+        };
+        self.backend.commit(&batch).await
+    }
+
+    /// Deletes an entry.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if `old` is no longer what is stored; else as the backend.
+    pub async fn delete(&self, old: &Stored) -> Result<Version, StoreError> {
+        self.backend.commit(&[Self::removal(old)]).await
+    }
+
+    /// A follower's connection; its rows are opened with [`Store::open`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
+        self.backend.feed(clock).await
+    }
+
+    /// Opens a row.
+    ///
+    /// # Errors
+    /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
+    pub fn open(&self, row: &Row) -> Result<Stored, StoreError> {
+        let payload = self.sealer.open(&row.principal, row.id, &row.blob).map_err(|cause| {
+            StoreError::Sealed { principal: row.principal.clone(), cause }
+        })?;
+        let corrupt = |what: &dyn std::fmt::Display| {
+            StoreError::Corrupt(format!("entry of {}: {what}", row.principal))
+        };
+        // serde's message may quote the payload: say only where it stopped.
+        let p: Payload<'_> = serde_json::from_slice(&payload)
+            .map_err(|e| corrupt(&format_args!("not an entry (column {})", e.column())))?;
+        Ok(Stored {
+            entry: Entry {
+                id: row.id,
+                principal: row.principal.clone(),
+                seed: Seed::parse(p.seed).map_err(|e| corrupt(&format_args!("its seed {e}")))?,
+                overrides: p.overrides,
+                enabled: p.enabled,
+                created_at: p.created_at,
+                updated_at: p.updated_at,
+                expires_at: p.expires_at,
+                comment: p.comment.to_string(),
+            },
+            revision: row.revision,
+        })
+    }
+
+    fn put(&self, entry: &Entry, expect: Expect) -> Mutation {
+        let payload = Payload {
+            seed: entry.seed.expose(),
+            overrides: entry.overrides,
+            enabled: entry.enabled,
+            created_at: entry.created_at,
+            updated_at: entry.updated_at,
+            expires_at: entry.expires_at,
+            comment: entry.comment.as_str().into(),
+        };
+        let json = Zeroizing::new(serde_json::to_vec(&payload).expect("plain data serialises"));
+        Mutation {
+            principal: entry.principal.clone(),
+            expect,
+            action: Action::Put {
+                id: entry.id,
+                blob: self.sealer.seal(&entry.principal, entry.id, &json),
+            },
+        }
+    }
+
+    fn removal(old: &Stored) -> Mutation {
+        Mutation {
+            principal: old.entry.principal.clone(),
+            expect: Expect::At(old.revision),
+            action: Action::Delete,
+        }
+    }
+}
