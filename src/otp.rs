@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn the_window_reports_which_step_matched() {
         let generator = Generator::new(&seed(b"12345678901234567890"), TokenParams::default());
-        let now = 1_111_111_111;
+        let now = 1_111_111_111_u64;
         for steps in -4_i64..=4 {
             let at = now.saturating_add_signed(steps * 30);
             let token = Token::parse(&generator.token_at(at)).unwrap();
