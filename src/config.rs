@@ -10,10 +10,12 @@ use ipnet::IpNet;
 use crate::directory::TokenRules;
 use crate::entry::Realm;
 use crate::policy::{Mode, Route};
-use crate::secret::Secret;
 
 pub mod load;
-pub mod reader;
+mod peers;
+mod reader;
+mod routes;
+mod store;
 
 /// Where a listener listens, or an upstream is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -162,7 +164,11 @@ pub struct HealthCheck {
 
 impl Default for HealthCheck {
     fn default() -> Self {
-        Self { interval: Some(Duration::from_secs(5)), path: None, dns_interval: Duration::from_secs(10) }
+        Self {
+            interval: Some(Duration::from_secs(5)),
+            path: None,
+            dns_interval: Duration::from_secs(10),
+        }
     }
 }
 
@@ -242,8 +248,6 @@ pub enum Sealing {
         /// Whether an absent key file is made.
         make: bool,
     },
-    /// With a key given directly (environment).
-    Key(Secret),
 }
 
 /// `[realms]`: the realms with powers.

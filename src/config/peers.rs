@@ -1,0 +1,197 @@
+//! Addresses: where listeners listen and upstreams are reached.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use toml::Value;
+
+use super::reader::Section;
+use super::{Address, Listen, Target, TlsFiles, Upstream, UpstreamHttp, UpstreamTls};
+
+pub(super) fn read_listen(s: &mut Section, default: &str) -> Vec<Listen> {
+    let tls = read_tls_files(s);
+    let h2c = s.or("h2c", false);
+    let items = match s.take("listen") {
+        None => vec![Value::String(default.to_owned())],
+        Some(Value::String(off)) if off == "off" => Vec::new(),
+        Some(Value::Array(items)) => items,
+        Some(single) => vec![single],
+    };
+    let mut listen = Vec::new();
+    for item in items {
+        let parsed = match item {
+            Value::String(text) => parse_address(&text).map(|address| (address, tls.clone(), h2c)),
+            Value::Table(table) => {
+                let mut t = s.child("listen", table);
+                let own = read_tls_files(&mut t).or_else(|| tls.clone());
+                let h2c = t.or("h2c", h2c);
+                let address = t.required("address", parse_address);
+                t.finish();
+                match address {
+                    Some(address) => Ok((address, own, h2c)),
+                    None => continue,
+                }
+            }
+            other => Err(format!("expected a string or a table, found {}", other.type_str())),
+        };
+        match parsed {
+            Ok((address, tls, h2c)) => {
+                listen.push(Listen { address, h2c: h2c && tls.is_none(), tls })
+            }
+            Err(error) => s.problem("listen", error),
+        }
+    }
+    listen
+}
+
+pub(super) fn read_tls_files(s: &mut Section) -> Option<TlsFiles> {
+    match (s.file("tls_cert_file"), s.file("tls_key_file")) {
+        (Some(cert_file), Some(key_file)) => Some(TlsFiles { cert_file, key_file }),
+        (None, None) => None,
+        (Some(_), None) => {
+            s.problem("tls_key_file", "is missing beside `tls_cert_file`");
+            None
+        }
+        (None, Some(_)) => {
+            s.problem("tls_cert_file", "is missing beside `tls_key_file`");
+            None
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err(format!("`{text}`: a socket's path must be absolute"));
+        }
+        return Ok(Address::Unix(PathBuf::from(path)));
+    }
+    text.parse()
+        .map(Address::Tcp)
+        .map_err(|_| format!("`{text}` is no address: use IP:PORT, [IPv6]:PORT, unix:/PATH or off"))
+}
+
+pub(super) fn read_networks(s: &mut Section, key: &str) -> Vec<IpNet> {
+    s.list(key, |text| {
+        let net =
+            text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        net.map_err(|_| format!("`{text}` is no network such as 10.0.0.0/8"))
+    })
+    .unwrap_or_default()
+}
+
+pub(super) fn read_upstream(s: &Section, key: &str, value: Value) -> Option<Upstream> {
+    let Value::Table(table) = value else {
+        return urls(value)
+            .and_then(|urls| parse_upstreams(&urls))
+            .map_err(|e| s.problem(key, e))
+            .ok();
+    };
+    let mut t = s.child(key, table);
+    let group = match t.take("url").map(|v| urls(v).and_then(|urls| parse_upstreams(&urls))) {
+        Some(Ok(group)) => Some(group),
+        Some(Err(error)) => {
+            t.problem("url", error);
+            None
+        }
+        None => {
+            t.problem("url", "is missing");
+            None
+        }
+    };
+    let http = t.choice(
+        "http",
+        &[("1.1", UpstreamHttp::Http1), ("2", UpstreamHttp::Http2), ("auto", UpstreamHttp::Auto)],
+    );
+    let ca_file = t.file("ca_file");
+    let server_name = t.get::<String>("server_name").filter(|name| !name.is_empty());
+    let group = group.map(|mut group| {
+        group.http = http.unwrap_or(group.http);
+        match &mut group.tls {
+            Some(tls) => {
+                tls.ca_file = ca_file;
+                tls.server_name =
+                    server_name.unwrap_or_else(|| std::mem::take(&mut tls.server_name));
+            }
+            None if ca_file.is_some() || server_name.is_some() => {
+                t.problem("ca_file", "`ca_file` and `server_name` are for https:// upstreams");
+            }
+            None => {}
+        }
+        group
+    });
+    t.finish();
+    group
+}
+
+fn urls(value: Value) -> Result<Vec<String>, String> {
+    let items = match value {
+        Value::Array(items) => items,
+        single => vec![single],
+    };
+    let texts = items.into_iter().map(|item| match item {
+        Value::String(text) => Ok(text),
+        other => Err(format!("expected a string, found {}", other.type_str())),
+    });
+    texts.collect()
+}
+
+/// `HOST:PORT`, `http://`, `https://`, `h2c://` (HTTP/2 without TLS), `h2://` (with) or `unix:/PATH`;
+/// a list is of one kind.
+pub(super) fn parse_upstreams(urls: &[String]) -> Result<Upstream, String> {
+    let mut group: Option<Upstream> = None;
+    for url in urls {
+        let one = parse_upstream(url)?;
+        match &mut group {
+            None => group = Some(one),
+            Some(group) if (&group.tls, group.http) == (&one.tls, one.http) => {
+                group.targets.extend(one.targets);
+            }
+            Some(_) => {
+                return Err(format!(
+                    "`{url}` differs in scheme or TLS name from the others of its list"
+                ));
+            }
+        }
+    }
+    group.ok_or_else(|| "names no upstream".to_owned())
+}
+
+fn parse_upstream(url: &str) -> Result<Upstream, String> {
+    if let Some(path) = url.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err(format!("`{url}`: a socket's path must be absolute"));
+        }
+        let targets = vec![Target::Unix(PathBuf::from(path))];
+        return Ok(Upstream { targets, http: UpstreamHttp::Http1, tls: None });
+    }
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (http, tls, default_port) = match scheme {
+        "" => (UpstreamHttp::Http1, false, None),
+        "http" => (UpstreamHttp::Http1, false, Some(80)),
+        "https" => (UpstreamHttp::Http1, true, Some(443)),
+        "h2c" => (UpstreamHttp::Http2, false, Some(80)),
+        "h2" => (UpstreamHttp::Http2, true, Some(443)),
+        _ => return Err(format!("`{url}`: the scheme is none of http, https, h2c, h2, unix")),
+    };
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = split_authority(authority, default_port).ok_or_else(|| {
+        format!("`{url}` is no upstream: use HOST:PORT, a URL without a path, or unix:/PATH")
+    })?;
+    let tls = tls.then(|| UpstreamTls { server_name: host.clone(), ca_file: None });
+    Ok(Upstream { targets: vec![Target::Host(host, port)], http, tls })
+}
+
+pub(super) fn split_authority(text: &str, default_port: Option<u16>) -> Option<(String, u16)> {
+    let authority: http::uri::Authority = text.parse().ok()?;
+    if text.contains('@') {
+        return None;
+    }
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = match authority.port() {
+        Some(port) => port.as_u16(),
+        None if text.ends_with(':') => return None,
+        None => default_port?,
+    };
+    (!host.is_empty() && port > 0).then_some((host, port))
+}

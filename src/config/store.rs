@@ -1,0 +1,82 @@
+//! `[store]`: where entries are and how they are sealed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::peers::read_tls_files;
+use super::reader::Section;
+use super::{Sealing, StoreConfig};
+use crate::store::url::{StoreUrl, Topology};
+
+pub(super) fn read_store(mut s: Section) -> StoreConfig {
+    let max_stale = s.duration("max_stale").unwrap_or(Duration::from_secs(15));
+    let prefix = s.or("prefix", "otpgate".to_owned());
+    if prefix.is_empty()
+        || prefix.len() > 64
+        || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    {
+        s.problem("prefix", "must be 1 to 64 letters, digits, `-`, `_`, `.` or `:`");
+    }
+    let url = s.secret("url");
+    let mut url = match url.as_ref().map(|url| StoreUrl::parse(url.expose())) {
+        Some(Ok(url)) => url,
+        Some(Err(error)) => {
+            s.problem("url", error);
+            StoreUrl::Sqlite(PathBuf::new())
+        }
+        None => StoreUrl::Sqlite(PathBuf::from("otpgate.db")),
+    };
+    let username: Option<String> = s.get("username");
+    let password = s.secret("password");
+    let ca_file = s.file("ca_file");
+    let client_tls = read_tls_files(&mut s);
+    if let StoreUrl::Redis(redis) = &mut url {
+        for (key, clash) in [
+            ("username", username.is_some() && redis.username.is_some()),
+            ("password", password.is_some() && redis.password.is_some()),
+        ] {
+            if clash {
+                s.problem(key, "is also part of `store.url`: keep one");
+            }
+        }
+        redis.username = redis.username.take().or(username);
+        redis.password = redis.password.take().or(password);
+        if matches!(redis.topology, Topology::Cluster(_)) && redis.database != 0 {
+            s.problem("url", "a cluster has no database but 0");
+        }
+    } else if username.is_some() || password.is_some() {
+        s.problem("username", "`username` and `password` are for Redis");
+    }
+    let sealing = read_sealing(&mut s, &url);
+    s.finish();
+    StoreConfig { url, max_stale, prefix, sealing, ca_file, client_tls }
+}
+
+fn read_sealing(s: &mut Section, url: &StoreUrl) -> Sealing {
+    let on = s.choice("sealing", &[("on", true), ("off", false)]).unwrap_or(true);
+    let old =
+        s.list("old_key_files", |path| Ok::<_, String>(PathBuf::from(path))).unwrap_or_default();
+    let named: Option<PathBuf> = s.get("key_file");
+    if !on {
+        if named.is_some() || !old.is_empty() {
+            s.problem("key_file", "is set although `sealing` is off");
+        }
+        return Sealing::Off;
+    }
+    match (named, url) {
+        (Some(path), _) => Sealing::KeyFile { path, old, make: false },
+        (None, StoreUrl::Sqlite(file)) => {
+            let mut path = file.clone().into_os_string();
+            path.push(".key");
+            Sealing::KeyFile { path: path.into(), old, make: true }
+        }
+        (None, StoreUrl::Redis(_)) => {
+            s.problem(
+                "key_file",
+                "is missing: entries in Redis are sealed with a key that all gates share; make one with \
+                 `openssl rand -base64 32`, or say `sealing = \"off\"`",
+            );
+            Sealing::Off
+        }
+    }
+}
