@@ -162,7 +162,11 @@ pub struct HealthCheck {
 
 impl Default for HealthCheck {
     fn default() -> Self {
-        Self { interval: Some(Duration::from_secs(5)), path: None, dns_interval: Duration::from_secs(10) }
+        Self {
+            interval: Some(Duration::from_secs(5)),
+            path: None,
+            dns_interval: Duration::from_secs(10),
+        }
     }
 }
 

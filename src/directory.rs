@@ -4,8 +4,8 @@
 //! The [`follower`] keeps it current. Once the contents were last proven current longer than
 //! `max_stale` ago, every look-up answers [`Unavailable::Stale`] and the gate fails closed.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;

@@ -429,7 +429,8 @@ mod tests {
             Seed::parse("gezd gnbv").unwrap().expose(),
             Seed::parse("GEZDGNBV").unwrap().expose()
         );
-        for bad in ["0189018901890189018901890189018!", "not base32 at all!", "A", "ABC", "ABCDEF="] {
+        for bad in ["0189018901890189018901890189018!", "not base32 at all!", "A", "ABC", "ABCDEF="]
+        {
             assert_eq!(Seed::parse(bad), Err(Invalid::NotBase32), "{bad}");
         }
         assert_eq!(Seed::parse(""), Err(Invalid::Empty));

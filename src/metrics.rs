@@ -71,7 +71,8 @@ impl Metrics {
         registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("the process metrics are registered once");
-        let build = r.gauges("build_info", "Always 1; the labels describe the build.", &["version"]);
+        let build =
+            r.gauges("build_info", "Always 1; the labels describe the build.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         let metrics = Self {
             realms: realms.into_iter().collect(),

@@ -33,7 +33,9 @@ pub fn fill_random(buffer: &mut [u8]) {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// Sealed with a key that is not configured.
-    #[error("sealed with the unknown key `{0}`: add it to `store.key_file` or `store.old_key_files`")]
+    #[error(
+        "sealed with the unknown key `{0}`: add it to `store.key_file` or `store.old_key_files`"
+    )]
     UnknownKey(String),
     /// Changed, cut or moved to another name.
     #[error("the stored blob does not open: it was changed, or moved to another name")]
@@ -158,9 +160,11 @@ impl Sealer {
     ) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (key_id, rest) = sealed.split_first_chunk::<KEY_ID_LEN>().ok_or(SealError::Broken)?;
         let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Broken)?;
-        let key = self.keys.iter().find(|k| k.id == *key_id).ok_or_else(|| {
-            SealError::UnknownKey(data_encoding::HEXLOWER.encode(key_id))
-        })?;
+        let key = self
+            .keys
+            .iter()
+            .find(|k| k.id == *key_id)
+            .ok_or_else(|| SealError::UnknownKey(data_encoding::HEXLOWER.encode(key_id)))?;
         let mut buffer = Zeroizing::new(ciphertext.to_vec());
         let opened = key
             .key

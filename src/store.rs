@@ -354,9 +354,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
     pub fn open(&self, row: &Row) -> Result<Stored, StoreError> {
-        let payload = self.sealer.open(&row.principal, row.id, &row.blob).map_err(|cause| {
-            StoreError::Sealed { principal: row.principal.clone(), cause }
-        })?;
+        let payload = self
+            .sealer
+            .open(&row.principal, row.id, &row.blob)
+            .map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })?;
         let corrupt = |what: &dyn std::fmt::Display| {
             StoreError::Corrupt(format!("entry of {}: {what}", row.principal))
         };
