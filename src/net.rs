@@ -1,1 +1,189 @@
-//! net
+//! Sockets: everything between the kernel and a pingora HTTP application.
+//!
+//! One accept loop serves all three listeners. It binds before anything runs, so that bind errors are
+//! real and port 0 is known; caps connections; ends TLS; and wraps every connection in a guard that
+//! bounds heads in time and size, idling and stalled writes, which pingora leaves unbounded.
+//! pingora's `Server` is not used.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use pingora::apps::HttpServerApp;
+use pingora::listeners::tls::Acceptor;
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::{Address, Limits, Listen};
+use crate::metrics::Metrics;
+
+mod accept;
+mod connection;
+mod guard;
+mod http;
+mod socket;
+mod tls;
+
+pub use connection::{Connection, new_request_id};
+pub use tls::{Certificate, TlsError};
+
+use self::http::Driven;
+use accept::AcceptLoop;
+use socket::Socket;
+
+/// Why an address of a listener cannot be opened.
+#[derive(Debug)]
+pub struct BindError {
+    /// `proxy`, `api` or `ops`.
+    pub listener: &'static str,
+    /// Where it was to listen.
+    pub address: Address,
+    /// Why it cannot.
+    pub cause: BindCause,
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+pub enum BindCause {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+    /// Another process listens on that Unix socket.
+    #[error("another process listens there")]
+    InUse,
+    /// A file that is not a socket stands in the way.
+    #[error("there is a file that is not a socket")]
+    NotASocket,
+    /// The certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: cannot listen on `{}`: {}", self.listener, self.address_text(), self.cause)
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl BindError {
+    fn address_text(&self) -> String {
+        match &self.address {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+}
+
+/// One bound address.
+struct Bound {
+    socket: Socket,
+    tls: Option<(Arc<Certificate>, Arc<Acceptor>)>,
+    h2c: bool,
+}
+
+/// The bound sockets of one listener; [`Self::run`] serves them.
+pub struct Listener {
+    name: &'static str,
+    bound: Vec<Bound>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+impl Listener {
+    /// Binds every address; port 0 becomes a free port. Needs a tokio runtime around it. Nothing is
+    /// accepted before [`Self::run`], but the kernel already queues connections.
+    ///
+    /// `name` is the listener's name in logs and metrics: `proxy`, `api` or `ops`.
+    ///
+    /// # Errors
+    /// One for each address that cannot be opened, certificates included; none stays open then.
+    pub fn bind(
+        name: &'static str,
+        listen: &[Listen],
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Vec<BindError>> {
+        let mut bound = Vec::new();
+        let mut errors = Vec::new();
+        for place in listen {
+            match Bound::open(place) {
+                Ok(one) => bound.push(one),
+                Err(cause) => {
+                    errors.push(BindError {
+                        listener: name,
+                        address: place.address.clone(),
+                        cause,
+                    });
+                }
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let listener = Self { name, bound, limits, metrics };
+        listener.note_certificates();
+        Ok(listener)
+    }
+
+    /// Where it listens, with real ports.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Address> {
+        self.bound.iter().map(|bound| bound.socket.address()).collect()
+    }
+
+    /// Its certificates, to reload them while it runs.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
+        self.bound.iter().filter_map(|bound| bound.tls.as_ref()).map(|(c, _)| c.clone()).collect()
+    }
+
+    /// Serves `app` until `stop` turns true; then closes the sockets and idle connections, and waits
+    /// for the requests in flight. The caller bounds that with a time-out: dropping the future cuts
+    /// what is left.
+    ///
+    /// `app` must call [`Connection::head_done`] as soon as a request's head is read.
+    pub async fn run<A>(self, app: Arc<A>, stop: watch::Receiver<bool>)
+    where
+        A: HttpServerApp + Send + Sync + 'static,
+    {
+        let app = Driven::new(app, self.limits, self.metrics.clone());
+        let slots = Arc::new(Semaphore::new(self.limits.max_connections));
+        let open = self.metrics.open_connections(self.name);
+        join_all(self.bound.into_iter().map(|bound| {
+            AcceptLoop {
+                listener: self.name,
+                acceptor: bound.tls.map(|(_, acceptor)| acceptor),
+                h2c: bound.h2c,
+                limits: self.limits,
+                metrics: self.metrics.clone(),
+                slots: slots.clone(),
+                open: open.clone(),
+                app: app.clone(),
+                stop: stop.clone(),
+            }
+            .run(bound.socket)
+        }))
+        .await;
+    }
+
+    /// Sets the metric of when the first of the listener's certificates ends.
+    fn note_certificates(&self) {
+        let ends = self.bound.iter().filter_map(|b| b.tls.as_ref()).map(|(c, _)| c.expires_at());
+        if let Some(first) = ends.min() {
+            #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit exactly")]
+            self.metrics.certificate_expiry.with_label_values(&[self.name]).set(first as f64);
+        }
+    }
+}
+
+impl Bound {
+    fn open(place: &Listen) -> Result<Self, BindCause> {
+        let tls = place.tls.clone().map(Certificate::load).transpose()?.map(|certificate| {
+            let certificate = Arc::new(certificate);
+            let config = tls::server_config(certificate.clone());
+            (certificate, Arc::new(Acceptor::from_server_config(config)))
+        });
+        Ok(Self { socket: Socket::bind(&place.address)?, h2c: place.h2c && tls.is_none(), tls })
+    }
+}

@@ -1,0 +1,101 @@
+//! What applications may know of the connection that a request came on.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::raw_connect::ProxyDigest;
+
+use crate::config::Limits;
+
+/// [`Connection::head`] while no head is being read.
+const NO_HEAD: usize = usize::MAX;
+
+/// One client connection, shared by its guard and the application.
+#[derive(Debug)]
+pub struct Connection {
+    listener: &'static str,
+    peer: Option<IpAddr>,
+    tls: bool,
+    limits: Limits,
+    /// Bytes read of the head that is being read, or [`NO_HEAD`].
+    head: AtomicUsize,
+}
+
+impl Connection {
+    pub(super) fn new(
+        listener: &'static str,
+        peer: Option<IpAddr>,
+        tls: bool,
+        limits: Limits,
+    ) -> Arc<Self> {
+        Arc::new(Self { listener, peer, tls, limits, head: AtomicUsize::new(0) })
+    }
+
+    /// The connection that `session`'s request came on; `None` outside a [`super::Listener`].
+    #[must_use]
+    pub fn of(session: &ServerSession) -> Option<&Arc<Self>> {
+        let digest = session.digest()?.proxy_digest.as_ref()?;
+        digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Puts the connection where [`Self::of`] finds it: pingora carries this digest from the stream
+    /// to every session, and nothing else uses it on the listening side.
+    pub(super) fn digest(self: &Arc<Self>) -> Arc<ProxyDigest> {
+        let unused = ResponseHeader::build(200, Some(0)).expect("200 is a status");
+        Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(self.clone()))))
+    }
+
+    /// `proxy`, `api` or `ops`.
+    #[must_use]
+    pub fn listener(&self) -> &'static str {
+        self.listener
+    }
+
+    /// The peer's IP address; `None` on a Unix socket.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// Whether it is encrypted.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Its bounds.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The application has read a request's head: until the next request, the bounds of heads no
+    /// longer apply. Without this call a long body would be taken for a long head.
+    pub fn head_done(&self) {
+        self.head.store(NO_HEAD, Ordering::Relaxed);
+    }
+
+    /// The next request's head is awaited.
+    pub(super) fn await_head(&self) {
+        self.head.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes read of the head that is being read, if one is.
+    pub(super) fn head(&self) -> Option<usize> {
+        let bytes = self.head.load(Ordering::Relaxed);
+        (bytes != NO_HEAD).then_some(bytes)
+    }
+
+    pub(super) fn head_grows(&self, bytes: usize) {
+        self.head.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A fresh random id for a request: 128 bits in hexadecimal digits.
+#[must_use]
+pub fn new_request_id() -> String {
+    data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>())
+}

@@ -1,0 +1,441 @@
+//! The stream around every connection: bounds what pingora leaves unbounded.
+//!
+//! - A head, from its first byte to its last, takes at most `head_timeout`, however its bytes are
+//!   spread, and at most `max_head_bytes`. Beyond that the client gets 408 or 431 from here, since
+//!   pingora would wait for ever or answer 400.
+//! - Between requests a connection idles for at most `keepalive_timeout`, and not at all once the
+//!   process is stopping.
+//! - A client that takes no bytes for `write_timeout` is cut.
+//! - A closed connection is read from for a moment longer, so that the last answer is not destroyed by
+//!   a reset when the client was still sending.
+//!
+//! The guard does not parse: a head is being read as long as the application, which reads through the
+//! guard, has not called [`Connection::head_done`]. HTTP/2 frames its heads among other streams'
+//! data, so there only the connection preface counts as a head; pingora's own options bound the
+//! rest (header list size, idle time).
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use super::connection::{Connection, new_request_id};
+use crate::metrics::Metrics;
+
+/// RFC 9113 section 3.4.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Joins a response's head and a short body in one packet; longer writes pass by.
+const WRITE_BUFFER: usize = 2048;
+/// How long, and how many bytes, a closed connection is still read.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// What the read timer is running for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Nothing,
+    FirstByte,
+    EndOfHead,
+}
+
+/// How a connection comes to its end.
+enum Ending {
+    /// It has not begun.
+    Open,
+    /// This is being written before the end.
+    Answering(Bytes),
+    /// Our half is closed; so many bytes were read since.
+    Lingering(usize),
+    /// Over.
+    Closed,
+}
+
+/// A violation of the bounds of heads.
+#[derive(Clone, Copy)]
+enum Violation {
+    TooSlow,
+    TooLarge,
+}
+
+/// See the module.
+pub(super) struct Guard<S> {
+    inner: BufWriter<S>,
+    connection: Arc<Connection>,
+    digest: Arc<ProxyDigest>,
+    metrics: Arc<Metrics>,
+    /// Bytes read while the protocol was found out.
+    prefix: Bytes,
+    /// HTTP/2 by prior knowledge.
+    is_h2c: bool,
+    awaited: Awaited,
+    read_timer: Timer,
+    write_timer: Timer,
+    write_stalls: bool,
+    stopping: BoxFuture,
+    ending: Ending,
+}
+
+impl<S: IO> Guard<S> {
+    pub(super) fn new(
+        stream: S,
+        connection: Arc<Connection>,
+        metrics: Arc<Metrics>,
+        stop: &watch::Receiver<bool>,
+    ) -> Self {
+        let mut stop = stop.clone();
+        Self {
+            inner: BufWriter::with_capacity(WRITE_BUFFER, stream),
+            digest: connection.digest(),
+            connection,
+            metrics,
+            prefix: Bytes::new(),
+            is_h2c: false,
+            awaited: Awaited::Nothing,
+            read_timer: Timer::default(),
+            write_timer: Timer::default(),
+            write_stalls: false,
+            stopping: Box::pin(async move {
+                let _ = stop.wait_for(|stop| *stop).await;
+            }),
+            ending: Ending::Open,
+        }
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Finds out what the client speaks: by ALPN under TLS, otherwise, if `h2c`, by the first bytes.
+    /// An HTTP/2 preface is waited for here, since pingora would wait without end. `None`: closed.
+    pub(super) async fn find_protocol(&mut self, h2c: bool) -> io::Result<Option<ALPN>> {
+        let by_alpn = matches!(self.inner.get_ref().selected_alpn_proto(), Some(ALPN::H2));
+        if !by_alpn && !h2c {
+            return Ok(Some(ALPN::H1));
+        }
+        let mut buffer = [0; H2_PREFACE.len()];
+        let mut len = 0;
+        while len < buffer.len() && H2_PREFACE.starts_with(&buffer[..len]) {
+            match self.read(&mut buffer[len..]).await? {
+                0 => return Ok(None),
+                n => len += n,
+            }
+        }
+        self.prefix = Bytes::copy_from_slice(&buffer[..len]);
+        if by_alpn || buffer == *H2_PREFACE {
+            self.connection.head_done();
+            self.is_h2c = !by_alpn;
+            return Ok(Some(ALPN::H2));
+        }
+        Ok(Some(ALPN::H1))
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        so_far: usize,
+    ) -> Poll<io::Result<()>> {
+        let limits = *self.connection.limits();
+        if so_far == 0 {
+            return self.poll_first_bytes(cx, buf);
+        }
+        if so_far >= limits.max_head_bytes {
+            return self.refuse(cx, Violation::TooLarge);
+        }
+        self.await_for(Awaited::EndOfHead, limits.head_timeout);
+        if self.read_timer.poll(cx).is_ready() {
+            return self.refuse(cx, Violation::TooSlow);
+        }
+        self.poll_counted(cx, buf, limits.max_head_bytes - so_far)
+    }
+
+    fn poll_first_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let limits = *self.connection.limits();
+        if self.awaited == Awaited::EndOfHead {
+            self.awaited = Awaited::Nothing;
+        }
+        if let Poll::Ready(done) = self.poll_counted(cx, buf, limits.max_head_bytes) {
+            self.awaited = Awaited::Nothing;
+            return Poll::Ready(done);
+        }
+        self.await_for(Awaited::FirstByte, limits.keepalive_timeout);
+        if self.read_timer.poll(cx).is_ready() || self.stopping.as_mut().poll(cx).is_ready() {
+            // Nothing was asked, so nothing is answered.
+            self.ending = Ending::Answering(Bytes::new());
+            self.write_timer.start(LINGER);
+            return self.poll_ending(cx).map(Ok);
+        }
+        Poll::Pending
+    }
+
+    /// Reads at most `limit` bytes and counts them as the head's.
+    fn poll_counted(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        limit: usize,
+    ) -> Poll<io::Result<()>> {
+        let inner = Pin::new(&mut self.inner);
+        let read = if buf.remaining() <= limit {
+            let before = buf.filled().len();
+            ready!(inner.poll_read(cx, buf))?;
+            buf.filled().len() - before
+        } else {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
+            ready!(inner.poll_read(cx, &mut part))?;
+            let read = part.filled().len();
+            buf.advance(read);
+            read
+        };
+        self.connection.head_grows(read);
+        Poll::Ready(Ok(()))
+    }
+
+    fn await_for(&mut self, what: Awaited, limit: Duration) {
+        if self.awaited != what {
+            self.awaited = what;
+            self.read_timer.start(limit);
+        }
+    }
+
+    /// Answers in pingora's place, then ends the connection.
+    fn refuse(&mut self, cx: &mut Context<'_>, why: Violation) -> Poll<io::Result<()>> {
+        let (status, detail, cause) = match why {
+            Violation::TooSlow => {
+                ("408 Request Timeout", "The request's head took too long.", "head_too_slow")
+            }
+            Violation::TooLarge => (
+                "431 Request Header Fields Too Large",
+                "The request's head is too large.",
+                "head_too_large",
+            ),
+        };
+        self.metrics.connection_refused(self.connection.listener(), cause);
+        let body =
+            serde_json::json!({ "detail": detail, "request_id": new_request_id() }).to_string();
+        let date = pingora::protocols::http::date::get_cached_date();
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nDate: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n{body}",
+            date.to_str().unwrap_or_default(),
+            body.len(),
+        );
+        self.ending = Ending::Answering(answer.into());
+        self.write_timer.start(LINGER);
+        self.poll_ending(cx).map(Ok)
+    }
+
+    /// Writes what is to be written, closes our half, reads on for a moment.
+    fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // The timer was started when the ending began, and covers all of it.
+            if self.write_timer.poll(cx).is_ready() {
+                self.ending = Ending::Closed;
+            }
+            let mut inner = Pin::new(&mut self.inner);
+            match &mut self.ending {
+                Ending::Open | Ending::Closed => return Poll::Ready(()),
+                Ending::Answering(rest) if rest.is_empty() => {
+                    let _ = ready!(inner.poll_shutdown(cx));
+                    self.ending = Ending::Lingering(0);
+                }
+                Ending::Answering(rest) => match ready!(inner.as_mut().poll_write(cx, rest)) {
+                    Ok(n) if n > 0 => rest.advance(n),
+                    _ => self.ending = Ending::Closed,
+                },
+                Ending::Lingering(read) => {
+                    let mut sink = [0; 4096];
+                    let mut sink = ReadBuf::new(&mut sink);
+                    let result = ready!(inner.poll_read(cx, &mut sink));
+                    *read += sink.filled().len();
+                    if result.is_err() || sink.filled().is_empty() || *read > LINGER_BYTES {
+                        self.ending = Ending::Closed;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes `result` on, unless the client has taken nothing for too long.
+    fn unless_stalled<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.write_stalls = false;
+            return result;
+        }
+        if !self.write_stalls {
+            self.write_stalls = true;
+            self.write_timer.start(self.connection.limits().write_timeout);
+        }
+        ready!(self.write_timer.poll(cx));
+        Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client takes no bytes")))
+    }
+
+    fn is_open(&self) -> io::Result<()> {
+        match self.ending {
+            Ending::Open => Ok(()),
+            _ => Err(ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl<S: IO> AsyncRead for Guard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !matches!(this.ending, Ending::Open) {
+            return this.poll_ending(cx).map(Ok);
+        }
+        if !this.prefix.is_empty() {
+            let part = this.prefix.split_to(this.prefix.len().min(buf.remaining()));
+            buf.put_slice(&part);
+            return Poll::Ready(Ok(()));
+        }
+        match this.connection.head() {
+            Some(so_far) => this.poll_head(cx, buf, so_far),
+            None => Pin::new(&mut this.inner).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<S: IO> AsyncWrite for Guard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.is_open()?;
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.unless_stalled(cx, result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_open()?;
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.unless_stalled(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.ending, Ending::Open) {
+            // Long answers may still be in the kernel: the client has `write_timeout` for them.
+            let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+            ready!(self.unless_stalled(cx, result))?;
+            self.ending = Ending::Lingering(0);
+            self.write_timer.start(LINGER);
+        }
+        self.poll_ending(cx).map(Ok)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.is_open()?;
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.unless_stalled(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+/// A timer that costs nothing until it is first used.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    fn start(&mut self, limit: Duration) {
+        match &mut self.0 {
+            Some(sleep) => sleep.as_mut().reset(Instant::now() + limit),
+            None => self.0 = Some(Box::pin(tokio::time::sleep(limit))),
+        }
+    }
+
+    /// Ready when the time is over; never if the timer was not started.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
+    }
+}
+
+#[async_trait]
+impl<S: IO> Shutdown for Guard<S> {
+    async fn shutdown(&mut self) {
+        // The client is gone either way.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl<S: IO> UniqueID for Guard<S> {
+    fn id(&self) -> UniqueIDType {
+        self.inner.get_ref().id()
+    }
+}
+
+impl<S: IO> Ssl for Guard<S> {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.inner.get_ref().get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ref().get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        if self.is_h2c { Some(ALPN::H2) } else { self.inner.get_ref().selected_alpn_proto() }
+    }
+}
+
+impl<S: IO> GetTimingDigest for Guard<S> {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_ref().get_timing_digest()
+    }
+}
+
+impl<S: IO> GetProxyDigest for Guard<S> {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.digest.clone())
+    }
+}
+
+impl<S: IO> GetSocketDigest for Guard<S> {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_ref().get_socket_digest()
+    }
+}
+
+impl<S: IO> Peek for Guard<S> {}
+
+impl<S> fmt::Debug for Guard<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
