@@ -1,1 +1,217 @@
-//! api
+//! Management of entries and verification of tokens, as ungleich-otp's REST API answers.
+//!
+//! Every request goes the same way: [`edge`] → content negotiation → [`body`] → [`auth`] → method →
+//! capability → [`management`] or [`verify`]. The order is part of the behaviour.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::{Method, StatusCode, header, request};
+use serde_json::json;
+
+use crate::clock::Clock;
+use crate::config::{ApiConfig, HeaderNames, ReservedRealms};
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::verifier::{Permit, Verifier};
+
+mod auth;
+mod body;
+mod edge;
+mod entry;
+mod error;
+mod json;
+mod list;
+mod management;
+mod negotiate;
+mod options;
+mod value;
+mod verify;
+
+use body::Fields;
+use edge::{Note, RequestId};
+use error::{ApiError, json_response};
+
+/// The description of the API, OpenAPI 3.1.
+pub const OPENAPI: &str = include_str!("api/openapi.json");
+
+/// The API and all it works with.
+pub struct Api {
+    /// Where entries are managed.
+    pub store: Store,
+    /// Proves callers.
+    pub verifier: Arc<Verifier>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Counts requests.
+    pub metrics: Arc<Metrics>,
+    /// Which realms have powers.
+    pub realms: ReservedRealms,
+    /// Headers that carry the caller's triple.
+    pub headers: HeaderNames,
+    /// `[api]`.
+    pub config: ApiConfig,
+}
+
+/// What the API serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Where to find entries.
+    Root,
+    /// All entries.
+    Entries,
+    /// One entry.
+    Entry,
+    /// Verification.
+    Verify,
+}
+
+impl Resource {
+    /// Its methods, as in `Allow`.
+    #[must_use]
+    pub const fn allow(self) -> &'static str {
+        match self {
+            Self::Root => "GET, HEAD, OPTIONS",
+            Self::Entries => "GET, POST, HEAD, OPTIONS",
+            Self::Entry => "GET, PUT, PATCH, DELETE, HEAD, OPTIONS",
+            Self::Verify => "POST, OPTIONS",
+        }
+    }
+}
+
+/// Every authenticated path; each but `/` works with and without its last slash.
+pub const ROUTES: [(&str, Resource); 5] = [
+    ("/", Resource::Root),
+    ("/ungleichotp/", Resource::Entries),
+    ("/ungleichotp/{id}/", Resource::Entry),
+    ("/ungleichotp/verify/", Resource::Verify),
+    ("/verify", Resource::Verify),
+];
+
+impl Api {
+    /// The routes.
+    pub fn router(self) -> Router {
+        let api = Arc::new(self);
+        let mut router = Router::new().route("/openapi.json", any(openapi)).fallback(not_found);
+        for (path, resource) in ROUTES {
+            let serve = move |State(api): State<Arc<Self>>, request: Request| async move {
+                api.serve(resource, request).await
+            };
+            let bare = path.trim_end_matches('/');
+            if !bare.is_empty() {
+                router = router.route(bare, any(serve));
+            }
+            router = router.route(&format!("{bare}/"), any(serve));
+        }
+        router.layer(axum::middleware::from_fn_with_state(api.clone(), edge::edge)).with_state(api)
+    }
+
+    async fn serve(&self, resource: Resource, request: Request) -> Response {
+        let mut note = Note::default();
+        let (head, body) = request.into_parts();
+        let mut response = self
+            .answer(resource, &head, body, &mut note)
+            .await
+            .unwrap_or_else(|refusal| self.refuse(refusal, &head, &note));
+        response.extensions_mut().insert(note);
+        response
+    }
+
+    async fn answer(
+        &self,
+        resource: Resource,
+        head: &request::Parts,
+        body: Body,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
+        note.action = action(resource, &head.method);
+        negotiate::negotiate(head)?;
+        let limit = self.config.limits.max_body_bytes.and_then(|max| usize::try_from(max).ok());
+        let fields = body::read(&head.headers, body, limit.unwrap_or(body::MAX_BYTES)).await?;
+        let permit = auth::authenticate(self, &head.headers, &fields, note)?;
+        note.caller = Some(permit.principal().clone());
+        let call = Call { head, fields, permit };
+        match (resource, &head.method) {
+            (_, &Method::OPTIONS) => Ok(options::describe(resource)),
+            (Resource::Root, &Method::GET | &Method::HEAD) => Ok(root(head)),
+            (Resource::Verify, &Method::POST) => self.verify(&call, note),
+            (Resource::Entries, &Method::GET | &Method::HEAD) => self.list(&call).await,
+            (Resource::Entries, &Method::POST) => self.create(&call).await,
+            (Resource::Entry, &Method::GET | &Method::HEAD) => self.show(&call).await,
+            (Resource::Entry, &Method::PUT) => self.update(&call, false).await,
+            (Resource::Entry, &Method::PATCH) => self.update(&call, true).await,
+            (Resource::Entry, &Method::DELETE) => self.delete(&call).await,
+            (_, method) => Err(ApiError::Method(method.clone(), resource.allow())),
+        }
+    }
+
+    /// Logs what callers are not told.
+    fn refuse(&self, refusal: ApiError, head: &request::Parts, note: &Note) -> Response {
+        if let ApiError::Store(error) = &refusal {
+            self.metrics.store_error(self.store.kind(), note.action, error);
+            tracing::error!(%error, action = note.action, request_id = request_id(head), "the store failed a request");
+        }
+        refusal.into_response()
+    }
+}
+
+/// A request whose caller is proven.
+struct Call<'a> {
+    head: &'a request::Parts,
+    fields: Fields,
+    permit: Permit,
+}
+
+impl Call<'_> {
+    fn request_id(&self) -> &str {
+        request_id(self.head)
+    }
+}
+
+fn request_id(head: &request::Parts) -> &str {
+    head.extensions.get::<RequestId>().map_or("", RequestId::as_str)
+}
+
+/// A bounded word for what is asked for.
+fn action(resource: Resource, method: &Method) -> &'static str {
+    match (resource, method) {
+        (_, &Method::OPTIONS) => "options",
+        (Resource::Root, _) => "root",
+        (Resource::Verify, _) => "verify",
+        (Resource::Entries, &Method::POST) => "create",
+        (Resource::Entries, _) => "list",
+        (Resource::Entry, &Method::PUT | &Method::PATCH) => "update",
+        (Resource::Entry, &Method::DELETE) => "delete",
+        (Resource::Entry, _) => "show",
+    }
+}
+
+fn root(head: &request::Parts) -> Response {
+    let tls = head
+        .extensions
+        .get::<crate::net::service::Connection>()
+        .is_some_and(|connection| connection.tls);
+    let base = edge::host_of(&head.uri, &head.headers)
+        .map(|host| format!("{}://{host}", if tls { "https" } else { "http" }))
+        .unwrap_or_default();
+    json_response(StatusCode::OK, &json!({ "ungleichotp": format!("{base}/ungleichotp/") }))
+}
+
+async fn openapi(method: Method) -> Response {
+    let note = Note { action: "openapi", ..Note::default() };
+    let mut response = if method == Method::GET || method == Method::HEAD {
+        ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+    } else {
+        ApiError::Method(method, "GET, HEAD").into_response()
+    };
+    response.extensions_mut().insert(note);
+    response
+}
+
+async fn not_found() -> ApiError {
+    ApiError::NotFound
+}

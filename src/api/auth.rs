@@ -1,0 +1,119 @@
+//! Who calls: the triple in the body or in the headers, proven by the verifier, the only way in.
+
+use http::{HeaderMap, HeaderName};
+
+use super::Api;
+use super::body::Fields;
+use super::edge::Note;
+use super::error::ApiError;
+use super::value::{LABEL, Value, check_text};
+use crate::config::HeaderNames;
+use crate::entry::PrincipalRef;
+use crate::otp::Token;
+use crate::verifier::{Permit, Refusal};
+
+/// Proves the caller of a request.
+///
+/// # Errors
+/// If it is not proven, or nobody can say.
+pub(super) fn authenticate(
+    api: &Api,
+    headers: &HeaderMap,
+    fields: &Fields,
+    note: &mut Note,
+) -> Result<Permit, ApiError> {
+    let from_headers;
+    let triple = if fields.any("auth_") {
+        ["auth_name", "auth_realm", "auth_token"].map(|name| fields.get(name))
+    } else {
+        from_headers = triple_of(headers, &api.headers)?;
+        [0, 1, 2].map(|i| from_headers[i].as_ref())
+    };
+    let [Ok(name), Ok(realm), Ok(token)] = triple.map(|value| check_text(value, LABEL)) else {
+        note.reason = Some("malformed");
+        return Err(ApiError::Unproven);
+    };
+    prove(api, name, realm, token, note).map_err(|refusal| match refusal {
+        None | Some(Refusal::Denied(_)) => ApiError::Unproven,
+        Some(Refusal::Unavailable(_)) => ApiError::Unavailable,
+    })
+}
+
+/// Checks a triple. The refusal is `None` if no entry can have such a name and realm.
+///
+/// # Errors
+/// If it is not proven, or nobody can say.
+pub(super) fn prove(
+    api: &Api,
+    name: &str,
+    realm: &str,
+    token: &str,
+    note: &mut Note,
+) -> Result<Permit, Option<Refusal>> {
+    let proven = match PrincipalRef::parse(name, realm) {
+        Ok(who) => {
+            let token = Token::parse(token);
+            api.verifier.verify(who, token.as_ref(), api.clock.now()).map_err(Some)
+        }
+        Err(_) => Err(None),
+    };
+    if let Err(refusal) = &proven {
+        note.reason = Some(refusal.map_or("malformed", Refusal::reason));
+    }
+    proven
+}
+
+/// The triple in the headers; all parts are missing if all headers are.
+fn triple_of(headers: &HeaderMap, names: &HeaderNames) -> Result<[Option<Value>; 3], ApiError> {
+    let names = [&names.name, &names.realm, &names.token];
+    for header in headers.keys() {
+        if names.iter().any(|name| is_alias(header, name)) {
+            return Err(ApiError::Malformed(
+                "A credential header is spelled in an ambiguous way.".into(),
+            ));
+        }
+    }
+    let mut triple = [const { None }; 3];
+    for (name, slot) in names.into_iter().zip(&mut triple) {
+        let mut values = headers.get_all(name).iter();
+        *slot = values.next().map(|value| match std::str::from_utf8(value.as_bytes()) {
+            Ok(text) => Value::text(text.to_owned()),
+            Err(_) => Value::Other,
+        });
+        if values.next().is_some() {
+            return Err(ApiError::Malformed("A credential header is given twice.".into()));
+        }
+    }
+    Ok(triple)
+}
+
+/// Whether some server in between might take `header` for `name`: `x_auth_name`, `x.auth.name`.
+fn is_alias(header: &HeaderName, name: &HeaderName) -> bool {
+    let fold = |c: u8| if c.is_ascii_alphanumeric() { c } else { b'-' };
+    header != name && header.as_str().bytes().map(fold).eq(name.as_str().bytes().map(fold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credential_headers_are_unambiguous() {
+        let names = HeaderNames::default();
+        let mut headers = HeaderMap::new();
+        assert!(triple_of(&headers, &names).unwrap().iter().all(Option::is_none));
+        headers.insert("x-auth-name", "ü".parse().unwrap());
+        headers.insert("x-auth-realm", http::HeaderValue::from_bytes(b"\xff").unwrap());
+        let [name, realm, token] = triple_of(&headers, &names).unwrap();
+        assert!(name == Some(Value::text("ü".into())));
+        assert!(realm == Some(Value::Other));
+        assert!(token.is_none());
+        headers.append("x-auth-name", "b".parse().unwrap());
+        assert!(triple_of(&headers, &names).is_err());
+        for alias in ["x_auth_name", "x-auth_token", "x.auth.realm"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(alias), "a".parse().unwrap());
+            assert!(triple_of(&headers, &names).is_err(), "{alias}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Request bodies: JSON, forms and multipart become the same few [`Fields`].
+//!
+//! Owns limits and the reading of texts. Unknown fields are skipped, never kept; a known field that
+//! comes twice makes the request ambiguous and is refused. No message quotes the body: it holds
+//! tokens.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+
+use super::error::ApiError;
+use super::value::Value;
+use super::{json, value};
+
+/// The largest body, as Django's default.
+pub(super) const MAX_BYTES: usize = 2_621_440;
+
+/// Every field that any request reads.
+pub(super) const KNOWN: [&str; 12] = [
+    "auth_name",
+    "auth_realm",
+    "auth_token",
+    "name",
+    "realm",
+    "token",
+    "algorithm",
+    "digits",
+    "period",
+    "enabled",
+    "expires_at",
+    "comment",
+];
+
+/// The known fields of a body.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    values: BTreeMap<&'static str, Value>,
+    /// What the body is, if it is JSON but no object; it then has no fields.
+    not_an_object: Option<&'static str>,
+    /// Forms cannot say null: they say it by an empty text.
+    is_form: bool,
+}
+
+impl Fields {
+    /// JSON of another kind than an object.
+    pub(super) fn other(kind: &'static str) -> Self {
+        Self { not_an_object: Some(kind), ..Self::default() }
+    }
+
+    fn form() -> Self {
+        Self { is_form: true, ..Self::default() }
+    }
+
+    /// The value of a known field.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name)
+    }
+
+    /// As [`Self::get`], for fields that may be null.
+    pub(super) fn get_nullable(&self, name: &str) -> Option<&Value> {
+        self.get(name).map(|v| if self.is_form && v.is_empty_text() { &Value::Null } else { v })
+    }
+
+    /// Whether any field is there whose name starts so.
+    pub(super) fn any(&self, prefix: &str) -> bool {
+        self.values.keys().any(|name| name.starts_with(prefix))
+    }
+
+    /// Refuses a body that is JSON but no object.
+    pub(super) fn require_object(&self) -> Result<(), ApiError> {
+        self.not_an_object.map_or(Ok(()), |kind| {
+            let text = format!("Invalid data. Expected a dictionary, but got {kind}.");
+            Err(ApiError::field("non_field_errors", &text))
+        })
+    }
+
+    /// Adds a field; unknown ones are skipped without being made. Twice the same is refused.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        value: impl FnOnce() -> Result<Value, ApiError>,
+    ) -> Result<(), ApiError> {
+        let Some(name) = KNOWN.iter().find(|known| **known == name) else { return Ok(()) };
+        if self.values.insert(name, value()?).is_some() {
+            return Err(ApiError::Malformed(format!("The field \"{name}\" is given twice.")));
+        }
+        Ok(())
+    }
+}
+
+enum Kind {
+    Json(Charset),
+    Form,
+    Multipart(String),
+}
+
+/// Encodings of JSON that are read. RFC 8259 allows UTF-8 alone; ungleich-otp honours the parameter.
+#[derive(Clone, Copy)]
+enum Charset {
+    Utf8,
+    Utf16,
+}
+
+/// Reads the body of a request, at most `limit` bytes of it.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+) -> Result<Fields, ApiError> {
+    let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if declared == Some(0) || body.is_end_stream() {
+        return Ok(Fields::default());
+    }
+    // Chunked: without a first part there is no body, and its type does not count.
+    let mut read = BytesMut::new();
+    let kind = match kind_of(headers) {
+        Err(refusal) if declared.is_some() => return Err(refusal),
+        kind => kind,
+    };
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::TooLarge);
+    }
+    while let Some(frame) = body.frame().await {
+        let Ok(part) = frame.map_err(|e| broken_body(&e))?.into_data() else { continue };
+        if read.len() + part.len() > limit {
+            return Err(ApiError::TooLarge);
+        }
+        read.extend_from_slice(&part);
+        if let (Err(_), false) = (&kind, read.is_empty()) {
+            break;
+        }
+    }
+    if read.is_empty() {
+        return Ok(Fields::default());
+    }
+    match kind? {
+        Kind::Json(charset) => json::parse(&decode(&read, charset)?),
+        Kind::Form => read_form(&read),
+        Kind::Multipart(boundary) => read_multipart(read.freeze(), boundary).await,
+    }
+}
+
+fn broken_body(error: &axum::Error) -> ApiError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
+            return ApiError::TooSlow;
+        }
+        cause = error.source();
+    }
+    ApiError::Malformed("The request's body is broken.".into())
+}
+
+fn kind_of(headers: &HeaderMap) -> Result<Kind, ApiError> {
+    let mut given = headers.get_all(CONTENT_TYPE).iter();
+    let text = given.next().map_or(Ok(""), |v| v.to_str()).unwrap_or("?");
+    let refusal = || ApiError::MediaType(text.chars().take(128).collect());
+    if given.next().is_some() {
+        return Err(refusal());
+    }
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        let charset = charset_of(text).to_ascii_lowercase();
+        match charset.as_str() {
+            "" | "utf-8" | "utf8" | "us-ascii" => Ok(Kind::Json(Charset::Utf8)),
+            "utf-16" | "utf16" => Ok(Kind::Json(Charset::Utf16)),
+            _ => Err(refusal()),
+        }
+    } else if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        Ok(Kind::Form)
+    } else if essence.eq_ignore_ascii_case("multipart/form-data") {
+        multer::parse_boundary(text).map(Kind::Multipart).map_err(|_| {
+            let text = "Multipart form parse error - Invalid boundary in multipart: None";
+            ApiError::Malformed(text.into())
+        })
+    } else {
+        Err(refusal())
+    }
+}
+
+fn charset_of(content_type: &str) -> &str {
+    content_type
+        .split(';')
+        .skip(1)
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))
+        .map_or("", |(_, value)| value.trim().trim_matches('"'))
+}
+
+fn decode(bytes: &[u8], charset: Charset) -> Result<Cow<'_, str>, ApiError> {
+    let bad = || ApiError::Malformed("JSON parse error - the text is wrongly encoded".into());
+    match charset {
+        Charset::Utf8 => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| bad()),
+        Charset::Utf16 => {
+            let (big, bytes) = match bytes {
+                [0xfe, 0xff, rest @ ..] => (true, rest),
+                [0xff, 0xfe, rest @ ..] => (false, rest),
+                rest => (false, rest),
+            };
+            if bytes.len() % 2 == 1 {
+                return Err(bad());
+            }
+            let units = bytes.chunks_exact(2).map(|pair| {
+                let pair = [pair[0], pair[1]];
+                if big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+            });
+            let text: Result<String, _> = char::decode_utf16(units).collect();
+            text.map(Cow::Owned).map_err(|_| bad())
+        }
+    }
+}
+
+fn read_form(bytes: &[u8]) -> Result<Fields, ApiError> {
+    let mut fields = Fields::form();
+    for (name, value) in form_urlencoded::parse(bytes) {
+        fields.add(&name, || Ok(Value::text(value.into_owned())))?;
+    }
+    Ok(fields)
+}
+
+async fn read_multipart(bytes: Bytes, boundary: String) -> Result<Fields, ApiError> {
+    let bad = |_| ApiError::Malformed("Multipart form parse error".into());
+    let once = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes)]);
+    let mut parts = multer::Multipart::new(once, boundary);
+    let mut fields = Fields::form();
+    while let Some(part) = parts.next_field().await.map_err(bad)? {
+        let name = part.name().unwrap_or_default().to_owned();
+        let is_file = part.file_name().is_some();
+        let bytes = part.bytes().await.map_err(bad)?;
+        fields.add(&name, || {
+            Ok(if is_file { Value::Other } else { value::from_utf8_lossy(&bytes) })
+        })?;
+    }
+    Ok(fields)
+}

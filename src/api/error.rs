@@ -1,0 +1,161 @@
+//! What the API refuses, and the one function that makes answers of it.
+//!
+//! Callers hear little; the log hears the cause.
+
+use std::collections::BTreeMap;
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use serde_json::{Value, json};
+
+use super::edge::Outcome;
+use crate::store::StoreError;
+
+/// Messages by field, as Django REST framework gives them.
+pub(super) type FieldErrors = BTreeMap<&'static str, Vec<String>>;
+
+/// Why a request is not done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// Not a request that can be understood; the text is for the caller and quotes no body.
+    #[error("{0}")]
+    Malformed(String),
+    /// Bad fields.
+    #[error("bad fields")]
+    Fields(FieldErrors),
+    /// The authenticating triple is missing, malformed or not proven.
+    #[error("not authenticated")]
+    Unproven,
+    /// Proven, but without the capability; or the token to be verified is not proven.
+    #[error("not permitted")]
+    Forbidden,
+    /// A browser's request from a page of another host.
+    #[error("request of a foreign page")]
+    ForeignOrigin,
+    /// No such path, or an id that is no number.
+    #[error("no such resource")]
+    NotFound,
+    /// No such entry.
+    #[error("no such entry")]
+    NoEntry,
+    /// The resource is there, but has no such method; these it has.
+    #[error("method not allowed")]
+    Method(http::Method, &'static str),
+    /// The caller takes no JSON.
+    #[error("not acceptable")]
+    NotAcceptable,
+    /// The body is of no known type.
+    #[error("unsupported media type")]
+    MediaType(String),
+    /// The body is larger than the limit.
+    #[error("body too large")]
+    TooLarge,
+    /// The body did not come in time.
+    #[error("body too slow")]
+    TooSlow,
+    /// The entry keeps being changed by others.
+    #[error("conflict")]
+    Conflict,
+    /// Nobody can say whether the claim is proven: fail closed.
+    #[error("entries are unavailable")]
+    Unavailable,
+    /// The store did not do what was asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A bug.
+    #[error("panic")]
+    Panic,
+}
+
+impl ApiError {
+    /// One field with one message.
+    pub(super) fn field(name: &'static str, message: &str) -> Self {
+        Self::Fields(FieldErrors::from([(name, vec![message.to_owned()])]))
+    }
+
+    /// Status, bounded word for metrics, body.
+    fn parts(&self) -> (StatusCode, &'static str, Value) {
+        use StatusCode as S;
+        let detail = |text: &str| json!({ "detail": text });
+        match self {
+            Self::Malformed(text) => (S::BAD_REQUEST, "malformed", detail(text)),
+            Self::Fields(errors) => (S::BAD_REQUEST, "invalid", json!(errors)),
+            Self::Unproven => {
+                (S::FORBIDDEN, "unproven", detail("Incorrect authentication credentials."))
+            }
+            Self::Forbidden => (
+                S::FORBIDDEN,
+                "forbidden",
+                detail("You do not have permission to perform this action."),
+            ),
+            Self::ForeignOrigin => {
+                (S::FORBIDDEN, "foreign_origin", detail("Requests of foreign pages are refused."))
+            }
+            Self::NotFound => (S::NOT_FOUND, "not_found", detail("Not found.")),
+            Self::NoEntry => {
+                (S::NOT_FOUND, "not_found", detail("No OTPSeed matches the given query."))
+            }
+            Self::Method(method, _) => (
+                S::METHOD_NOT_ALLOWED,
+                "method",
+                detail(&format!("Method \"{method}\" not allowed.")),
+            ),
+            Self::NotAcceptable => (
+                S::NOT_ACCEPTABLE,
+                "not_acceptable",
+                detail("Could not satisfy the request Accept header."),
+            ),
+            Self::MediaType(of) => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "media_type",
+                detail(&format!("Unsupported media type \"{of}\" in request.")),
+            ),
+            Self::TooLarge => {
+                (S::BAD_REQUEST, "too_large", detail("The request's body is too large."))
+            }
+            Self::TooSlow => {
+                (S::REQUEST_TIMEOUT, "too_slow", detail("The request's body came too slowly."))
+            }
+            Self::Conflict | Self::Store(StoreError::Conflict) => (
+                S::CONFLICT,
+                "conflict",
+                detail("The entry is being changed by somebody else, try again."),
+            ),
+            Self::Store(StoreError::Unknown(_)) => (
+                S::SERVICE_UNAVAILABLE,
+                "unavailable",
+                detail("Whether this was done is unknown: look before trying again."),
+            ),
+            Self::Unavailable | Self::Store(_) => (
+                S::SERVICE_UNAVAILABLE,
+                "unavailable",
+                detail("Entries are not available right now, try again later."),
+            ),
+            Self::Panic => {
+                (S::INTERNAL_SERVER_ERROR, "panic", detail("An internal error has happened."))
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, outcome, body) = self.parts();
+        let mut response = json_response(status, &body);
+        response.extensions_mut().insert(Outcome(outcome));
+        if let Self::Method(_, allow) = self {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// A JSON answer.
+pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
+    let json = [(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (status, json, body.to_string()).into_response()
+}

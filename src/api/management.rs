@@ -1,0 +1,204 @@
+//! Creating, showing, changing and deleting entries.
+//!
+//! A write is answered once it is durable and in force on this gate; each leaves one audit event.
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use percent_encoding::percent_decode_str;
+
+use super::entry::{Change, View};
+use super::error::{ApiError, json_response};
+use super::value::{Value, check_bool};
+use super::{Api, Call};
+use crate::entry::{Entry, EntryId, Seed};
+use crate::store::{StoreError, Stored, Version};
+
+/// Longest wait until a write is in force here; it is durable before.
+const APPLY_LIMIT: Duration = Duration::from_secs(2);
+/// How often a change is tried against concurrent ones.
+const ATTEMPTS: usize = 5;
+
+impl Api {
+    /// `POST /ungleichotp/`.
+    pub(super) async fn create(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+        self.require_admin(call)?;
+        let full = wants_full(call)?;
+        let change = Change::read(&call.fields, false)?;
+        let principal = change.principal().expect("read demands name and realm");
+        let now = self.clock.now().unix;
+        let created = self
+            .store
+            .create(|id| change.apply(&Entry::new(id, principal.clone(), Seed::random(), now), now))
+            .await
+            .map_err(|error| match error {
+                StoreError::Conflict => not_unique(),
+                other => other.into(),
+            });
+        let subject = created.as_ref().ok().map(|(entry, _)| entry.id);
+        audit(call, "create", subject, &principal, outcome(&created));
+        let (entry, version) = created?;
+        self.in_force(version).await;
+        let view = View { seed: true, full, rules: self.rules() };
+        Ok(json_response(StatusCode::CREATED, &view.of(&entry)))
+    }
+
+    /// `GET /ungleichotp/{id}/`.
+    pub(super) async fn show(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+        self.require_admin(call)?;
+        let view = self.view(call)?;
+        let stored = self.store.get_by_id(id_of(call)?).await?.ok_or(ApiError::NoEntry)?;
+        Ok(json_response(StatusCode::OK, &view.of(&stored.entry)))
+    }
+
+    /// `PUT` and, with `partial`, `PATCH /ungleichotp/{id}/`.
+    pub(super) async fn update(
+        &self,
+        call: &Call<'_>,
+        partial: bool,
+    ) -> Result<Response, ApiError> {
+        self.require_admin(call)?;
+        let view = self.view(call)?;
+        let id = id_of(call)?;
+        let mut old = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+        let change = Change::read(&call.fields, partial)?;
+        for _ in 0..ATTEMPTS {
+            let new = change.apply(&old.entry, self.clock.now().unix);
+            if new == old.entry {
+                return Ok(json_response(StatusCode::OK, &view.of(&new)));
+            }
+            let written = self.write(&old, &new).await;
+            if matches!(written, Err(ApiError::Store(StoreError::Conflict))) {
+                old = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+                continue;
+            }
+            audit(call, "update", Some(id), &new.principal, outcome(&written));
+            self.in_force(written?).await;
+            return Ok(json_response(StatusCode::OK, &view.of(&new)));
+        }
+        audit(call, "update", Some(id), &old.entry.principal, "conflict");
+        Err(ApiError::Conflict)
+    }
+
+    /// `DELETE /ungleichotp/{id}/`.
+    pub(super) async fn delete(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+        self.require_admin(call)?;
+        let id = id_of(call)?;
+        for _ in 0..ATTEMPTS {
+            let stored = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+            let deleted = self.store.delete(&stored).await;
+            if matches!(deleted, Err(StoreError::Conflict)) {
+                continue;
+            }
+            let deleted = deleted.map_err(ApiError::from);
+            audit(call, "delete", Some(id), &stored.entry.principal, outcome(&deleted));
+            self.in_force(deleted?).await;
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        Err(ApiError::Conflict)
+    }
+
+    /// Writes a change; a conflict means that `old` is no longer what is stored.
+    async fn write(&self, old: &Stored, new: &Entry) -> Result<Version, ApiError> {
+        let written = self.store.update(old, new).await;
+        let renamed = old.entry.principal != new.principal;
+        if matches!(written, Err(StoreError::Conflict))
+            && renamed
+            && self.store.get((&new.principal).into()).await?.is_some()
+        {
+            return Err(not_unique());
+        }
+        Ok(written?)
+    }
+
+    /// Refuses callers without the capability.
+    pub(super) fn require_admin(&self, call: &Call<'_>) -> Result<(), ApiError> {
+        let is_admin = call.permit.principal().realm == self.realms.admin;
+        if is_admin { Ok(()) } else { Err(ApiError::Forbidden) }
+    }
+
+    /// How entries are shown to this call.
+    pub(super) fn view(&self, call: &Call<'_>) -> Result<View<'_>, ApiError> {
+        let full = wants_full(call)?;
+        Ok(View { seed: self.config.reveal_seeds, full, rules: self.rules() })
+    }
+
+    fn rules(&self) -> &crate::directory::TokenRules {
+        self.verifier.directory().rules()
+    }
+
+    /// Waits until a write is in force here, so that the caller can use its result at once.
+    async fn in_force(&self, version: Version) {
+        let start = self.clock.now().monotonic;
+        if self.verifier.directory().wait_for(version, APPLY_LIMIT).await {
+            let lag = self.clock.now().monotonic.saturating_duration_since(start);
+            self.metrics.directory_apply_lag.observe(lag.as_secs_f64());
+        } else {
+            tracing::warn!(version = version.0, "a write is durable, but not yet in force here");
+        }
+    }
+}
+
+/// The value of a query parameter.
+///
+/// # Errors
+/// If it is given twice.
+pub(super) fn parameter(call: &Call<'_>, name: &'static str) -> Result<Option<String>, ApiError> {
+    let query = call.head.uri.query().unwrap_or_default();
+    let mut given = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+    let value = given.next().map(|(_, value)| value.into_owned());
+    if given.next().is_some() {
+        return Err(ApiError::field(name, "Give this parameter once."));
+    }
+    Ok(value)
+}
+
+fn wants_full(call: &Call<'_>) -> Result<bool, ApiError> {
+    let Some(given) = parameter(call, "full")? else { return Ok(false) };
+    check_bool(&Value::text(given)).map_err(|m| ApiError::Fields([("full", m)].into()))
+}
+
+/// The number in the path, read as generously as Python's `int`, within reason.
+fn id_of(call: &Call<'_>) -> Result<EntryId, ApiError> {
+    let path = call.head.uri.path();
+    let id = path.strip_prefix("/ungleichotp/").unwrap_or_default().trim_end_matches('/');
+    let id = percent_decode_str(id).decode_utf8().map_err(|_| ApiError::NotFound)?;
+    let digits = id.strip_prefix(['+', '-']).unwrap_or(&id);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(ApiError::NotFound);
+    }
+    id.parse().ok().map(EntryId).filter(|id| *id <= EntryId::MAX).ok_or(ApiError::NoEntry)
+}
+
+fn not_unique() -> ApiError {
+    ApiError::field("non_field_errors", "The fields name, realm must make a unique set.")
+}
+
+fn outcome<T>(result: &Result<T, ApiError>) -> &'static str {
+    match result {
+        Ok(_) => "done",
+        Err(ApiError::Store(StoreError::Unknown(_))) => "unknown",
+        Err(ApiError::Store(_)) => "failed",
+        Err(_) => "refused",
+    }
+}
+
+fn audit(
+    call: &Call<'_>,
+    action: &'static str,
+    id: Option<EntryId>,
+    subject: &crate::entry::Principal,
+    outcome: &'static str,
+) {
+    tracing::info!(
+        target: "otpgate::audit",
+        action,
+        outcome,
+        caller = %call.permit.principal(),
+        id = id.map(|id| id.0),
+        name = subject.name.as_str(),
+        realm = subject.realm.as_str(),
+        request_id = call.request_id(),
+    );
+}

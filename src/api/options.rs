@@ -1,0 +1,57 @@
+//! What `OPTIONS` tells of a resource.
+
+use axum::response::Response;
+use http::StatusCode;
+use http::header::{ALLOW, HeaderValue};
+use serde_json::{Value, json};
+
+use super::Resource;
+use super::error::json_response;
+use crate::entry::MAX_CHARS;
+
+/// Describes a resource as Django REST framework does.
+pub(super) fn describe(resource: Resource) -> Response {
+    let (name, actions) = match resource {
+        Resource::Root => ("Api Root", None),
+        Resource::Entries => ("Otp List", Some(json!({ "POST": entry_fields() }))),
+        Resource::Entry => ("Otp Instance", Some(json!({ "PUT": entry_fields() }))),
+        Resource::Verify => (
+            "Verify",
+            Some(json!({ "POST": {
+                "name": text("Name"), "realm": text("Realm"), "token": text("Token"),
+            }})),
+        ),
+    };
+    let mut body = json!({
+        "name": name,
+        "description": "",
+        "renders": ["application/json"],
+        "parses": [
+            "application/json", "application/x-www-form-urlencoded", "multipart/form-data",
+        ],
+    });
+    if let Some(actions) = actions {
+        body["actions"] = actions;
+    }
+    let mut response = json_response(StatusCode::OK, &body);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(resource.allow()));
+    response
+}
+
+fn entry_fields() -> Value {
+    json!({
+        "name": text("Name"),
+        "realm": text("Realm"),
+        "seed": { "type": "string", "required": false, "read_only": true, "label": "Seed" },
+    })
+}
+
+fn text(label: &str) -> Value {
+    json!({
+        "type": "string",
+        "required": true,
+        "read_only": false,
+        "label": label,
+        "max_length": MAX_CHARS,
+    })
+}

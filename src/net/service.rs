@@ -1,0 +1,267 @@
+//! Drives a tower service, such as an axum `Router`, on pingora's HTTP sessions, so that every
+//! listener shares one HTTP stack, one TLS set-up and one drain.
+//!
+//! Owns what a listener must bound on its own there: heads, bodies' pauses, unread remainders. It
+//! never logs a request: it may hold a token.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use tokio::sync::{mpsc, oneshot};
+use tower::ServiceExt as _;
+
+use crate::config::Limits;
+
+/// Longest time, and most bytes, that an unread rest of a request's body is read for after the
+/// response: closing at once would reset the connection, and the client might lose the response.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+const DRAIN_BYTES: usize = 8 << 20;
+
+/// What a request came in on: an extension of every request that [`TowerApp`] drives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connection {
+    /// The peer's address; `None` on a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Whether it is TLS.
+    pub tls: bool,
+}
+
+/// A service as a pingora application.
+pub struct TowerApp<S> {
+    service: S,
+    limits: Limits,
+    options: HttpServerOptions,
+}
+
+type BodyResult = Result<Bytes, std::io::Error>;
+/// A wish for the next part of the request's body; `None` is its end.
+type Wish = oneshot::Sender<Option<BodyResult>>;
+
+impl<S> TowerApp<S>
+where
+    S: tower_service::Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send,
+{
+    /// Joins a service and the bounds of its listener; `h2c` allows HTTP/2 by prior knowledge on
+    /// plain connections.
+    #[must_use]
+    pub fn new(service: S, limits: Limits, h2c: bool) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2c = h2c;
+        options.h2_idle_timeout = Some(limits.keepalive_timeout);
+        Self { service, limits, options }
+    }
+
+    fn set_up(&self, session: &mut ServerSession, shutting_down: bool) {
+        // None stays: it says that the client, or pingora, wants the connection closed.
+        if session.get_keepalive().is_some() {
+            let keep = (!shutting_down).then_some(self.limits.keepalive_timeout.as_secs().max(1));
+            session.set_keepalive(keep);
+        }
+        session.set_read_timeout(Some(self.limits.body_timeout));
+        session.set_write_timeout(Some(self.limits.write_timeout));
+    }
+
+    /// Answers one request. `None`: the connection must be dropped as it is.
+    async fn exchange(&self, session: &mut ServerSession) -> Option<()> {
+        let head = match self.check(session.req_header()) {
+            Ok(()) => head_of(session),
+            Err((status, detail)) => return refuse(session, status, detail).await,
+        };
+        let is_head = head.method == Method::HEAD;
+        let (response, body_asked_for) = self.call(session, head).await;
+        let (mut head, mut body) = response.into_parts();
+        if !body_asked_for && session.get_header(EXPECT).is_some() {
+            // The client still waits for "100 Continue": it will not send the body, or all of it.
+            session.set_keepalive(None);
+        }
+        frame(&mut head.headers, head.status, body.size_hint().exact());
+        let bodiless = is_head || head.status == StatusCode::NO_CONTENT;
+        session.write_response_header(Box::new(head.into())).await.ok()?;
+        while !bodiless {
+            // A body that fails is cut off, so that the client sees that it is not whole.
+            let Some(frame) = body.frame().await else { break };
+            if let Ok(data) = frame.ok()?.into_data() {
+                session.write_response_body(data, false).await.ok()?;
+            }
+        }
+        session.write_response_body(Bytes::new(), true).await.ok()?;
+        self.drain(session).await
+    }
+
+    fn check(&self, head: &request::Parts) -> Result<(), (StatusCode, &'static str)> {
+        let bytes: usize = head.headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 4).sum();
+        let target = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
+        if head.headers.len() > self.limits.max_headers
+            || bytes + target > self.limits.max_head_bytes
+        {
+            return Err((
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request's head is too large.",
+            ));
+        }
+        if head.method == Method::CONNECT {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "Method \"CONNECT\" not allowed."));
+        }
+        if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
+            return Err((StatusCode::BAD_REQUEST, "A Host header is required."));
+        }
+        Ok(())
+    }
+
+    /// Runs the service, and reads the request's body while, and only if, the service asks for it.
+    async fn call(
+        &self,
+        session: &mut ServerSession,
+        head: request::Parts,
+    ) -> (Response<Body>, bool) {
+        let (wishes, mut wished) = mpsc::channel::<Wish>(1);
+        let body = if session.is_body_empty() {
+            drop(wishes);
+            Body::empty()
+        } else {
+            Body::from_stream(stream::unfold(wishes, |wishes| async {
+                let (wish, granted) = oneshot::channel();
+                wishes.send(wish).await.ok()?;
+                Some((granted.await.ok()??, wishes))
+            }))
+        };
+        let mut asked_for = false;
+        let mut call = pin!(self.service.clone().oneshot(Request::from_parts(head, body)));
+        let response = loop {
+            tokio::select! {
+                biased;
+                response = &mut call => break response,
+                Some(wish) = wished.recv() => {
+                    tokio::select! {
+                        biased;
+                        response = &mut call => break response,
+                        part = self.read(session, asked_for) => {
+                            // An error means that the service has lost interest.
+                            let _ = wish.send(part);
+                        }
+                    }
+                    asked_for = true;
+                }
+            }
+        };
+        (response.unwrap_or_else(|never| match never {}), asked_for)
+    }
+
+    async fn read(&self, session: &mut ServerSession, continued: bool) -> Option<BodyResult> {
+        let read = async {
+            if !continued && session.get_header(EXPECT).is_some() {
+                session.write_continue_response().await?;
+            }
+            session.read_request_body().await
+        };
+        // pingora's own time-out does not cover HTTP/2.
+        match tokio::time::timeout(self.limits.body_timeout, read).await {
+            Ok(Ok(part)) => part.map(Ok),
+            Ok(Err(_)) => Some(Err(std::io::Error::other("the body cannot be read"))),
+            Err(_) => Some(Err(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Reads away what the service did not, within bounds.
+    async fn drain(&self, session: &mut ServerSession) -> Option<()> {
+        if session.is_http2() || session.get_keepalive().is_none() && session.is_body_done() {
+            return Some(());
+        }
+        let mut left = DRAIN_BYTES;
+        let drained = async {
+            while let Some(part) = session.read_request_body().await.ok()? {
+                left = left.checked_sub(part.len())?;
+            }
+            Some(())
+        };
+        tokio::time::timeout(DRAIN_TIME, drained).await.ok()?
+    }
+}
+
+#[async_trait]
+impl<S> HttpServerApp for TowerApp<S>
+where
+    S: tower_service::Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send,
+{
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            // The error may quote the request.
+            Err(_) => {
+                refuse(&mut session, StatusCode::BAD_REQUEST, "Malformed request.").await;
+                return None;
+            }
+        }
+        self.set_up(&mut session, *shutdown.borrow());
+        self.exchange(&mut session).await?;
+        let settings = HttpPersistentSettings::for_session(&session);
+        let reusable = session.finish().await.ok()??;
+        Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+fn head_of(session: &ServerSession) -> request::Parts {
+    let connection = Connection {
+        peer: session.client_addr().and_then(|a| a.as_inet()).copied(),
+        tls: session.digest().is_some_and(|d| d.ssl_digest.is_some()),
+    };
+    let mut head: request::Parts = session.req_header().clone().into();
+    head.extensions.insert(connection);
+    head
+}
+
+/// Says how the body ends; pingora leaves it to us.
+fn frame(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>) {
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(CONTENT_LENGTH);
+    } else if let Some(length) = length {
+        headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    } else if !headers.contains_key(CONTENT_LENGTH) {
+        // HTTP/2 drops it.
+        headers.insert(TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
+    }
+}
+
+/// Answers what does not reach the service, and closes the connection.
+async fn refuse(session: &mut ServerSession, status: StatusCode, detail: &str) -> Option<()> {
+    let body = serde_json::json!({ "detail": detail }).to_string();
+    let mut head = ResponseHeader::build(status, Some(4)).ok()?;
+    head.insert_header(http::header::CONTENT_TYPE, "application/json").ok()?;
+    head.insert_header(http::header::CACHE_CONTROL, "no-store").ok()?;
+    head.insert_header(CONTENT_LENGTH, body.len()).ok()?;
+    session.write_error_response(head, body.into()).await.ok()
+}
