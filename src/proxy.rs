@@ -1,1 +1,388 @@
-//! proxy
+//! The gate: pingora's phases, each thin.
+//!
+//! Decisions are made in `request_filter`, on a head that has one reading only; what was decided is
+//! kept in the request's [`Exchange`]. Identity is set in `upstream_request_filter`, after pingora has
+//! removed what `Connection` nominates. That phase runs once for every attempt, so it changes nothing
+//! in the exchange, and a request about which nothing was decided goes nowhere.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Version, header};
+use pingora::apps::HttpServerOptions;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::HttpPeer;
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session, http_proxy};
+use pingora::server::configuration::ServerConf;
+use pingora::{Error, ErrorType};
+
+use crate::clock::{Clock, Moment};
+use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
+use crate::metrics::Metrics;
+use crate::net::{Connection, new_request_id};
+use crate::policy::{Governing, Mode, Policy};
+use crate::verifier::{Permit, Verifier};
+
+mod access;
+mod credentials;
+mod failure;
+mod headers;
+mod refusal;
+mod request;
+mod upstream;
+
+pub use upstream::{UpstreamError, Upstreams};
+
+use access::{Exchange, Outcome, Passage, Rule};
+use credentials::Claim;
+use headers::{HeaderRules, Origin};
+use refusal::Refusal;
+use request::Head;
+use upstream::{MAX_ATTEMPTS, Needs};
+
+/// Idle upstream connections kept for reuse, of all groups together.
+const UPSTREAM_POOL: usize = 1024;
+
+/// What the gate is made of.
+pub struct Parts {
+    /// Checks claims.
+    pub verifier: Arc<Verifier>,
+    /// Says who may pass; may be swapped at any time.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Names of headers.
+    pub headers: HeaderNames,
+    /// `[proxy]`.
+    pub config: ProxyConfig,
+    /// Where requests go.
+    pub upstreams: Arc<Upstreams>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Whether every request gets an access line.
+    pub access_log: bool,
+}
+
+/// The application for [`crate::net::Listener::run`].
+#[must_use]
+pub fn app(parts: Parts) -> Arc<HttpProxy<Gate>> {
+    let conf = ServerConf {
+        max_retries: MAX_ATTEMPTS,
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(conf), Gate::new(parts));
+    // CONNECT is refused by the gate, with an answer in the gate's form.
+    let mut options = HttpServerOptions::default();
+    options.allow_connect_method_proxying = true;
+    proxy.server_options = Some(options);
+    Arc::new(proxy)
+}
+
+/// The gate itself; see the module.
+pub struct Gate {
+    verifier: Arc<Verifier>,
+    policy: Arc<ArcSwap<Policy>>,
+    headers: HeaderRules,
+    mode: Mode,
+    timeouts: UpstreamTimeouts,
+    upstreams: Arc<Upstreams>,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    access_log: bool,
+}
+
+impl Gate {
+    fn new(parts: Parts) -> Self {
+        Self {
+            verifier: parts.verifier,
+            policy: parts.policy,
+            headers: HeaderRules::new(parts.headers, parts.config.trusted_proxies),
+            mode: parts.config.mode,
+            timeouts: parts.config.timeouts,
+            upstreams: parts.upstreams,
+            metrics: parts.metrics,
+            clock: parts.clock,
+            access_log: parts.access_log,
+        }
+    }
+
+    /// Decides about a request, and notes in `exchange` what is needed to forward it.
+    ///
+    /// What makes the request itself ambiguous is refused in every mode. What is wrong with who sent
+    /// it is only reported where the mode says so.
+    fn decide(&self, request: &RequestHeader, exchange: &mut Exchange) -> Result<(), Refusal> {
+        let head = Head::check(request, &exchange.limits)?;
+        let head = exchange.head.insert(head);
+        let too_large = |max| head.content_length.is_some_and(|length| length > max);
+        if exchange.limits.max_body_bytes.is_some_and(too_large) {
+            return Err(Refusal::BodyTooLarge);
+        }
+        let policy = self.policy.load();
+        let route = match policy.govern(request.method.as_str(), &head.host, &head.path) {
+            Governing::Ambiguous => return Err(Refusal::AmbiguousRoute),
+            Governing::Nothing => None,
+            Governing::Route(route) => Some(route),
+        };
+        exchange.rule = Rule::of(route, self.mode);
+        if route.is_some_and(crate::policy::Route::is_public) {
+            exchange.passage = Passage::Public;
+            return Ok(());
+        }
+        let proof = self.prove(&request.headers, exchange.started).and_then(|permit| match route {
+            None => Err((Refusal::NoRoute, Some(permit))),
+            Some(route) if route.permits(permit.principal()) => Ok(permit),
+            Some(_) => Err((Refusal::Forbidden, Some(permit))),
+        });
+        match (proof, exchange.rule.mode) {
+            (Ok(permit), _) => exchange.passage = Passage::Proven(permit),
+            (Err((refusal, _)), Mode::Report) => exchange.passage = Passage::Reported(refusal),
+            (Err((refusal, permit)), Mode::Enforce) => {
+                exchange.passage = Passage::Refused(permit);
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    fn prove(
+        &self,
+        headers: &http::HeaderMap,
+        now: Moment,
+    ) -> Result<Permit, (Refusal, Option<Permit>)> {
+        match credentials::read(headers, self.headers.names()) {
+            Err(unclear) => Err((unclear.into(), None)),
+            Ok(Claim::Missing) => Err((Refusal::Missing, None)),
+            Ok(Claim::Complete { who, token }) => self
+                .verifier
+                .verify(who, token.as_ref(), now)
+                .map_err(|unproven| (Refusal::Unproven(unproven), None)),
+        }
+    }
+
+    /// Makes the head that goes upstream out of pingora's copy of the client's.
+    fn prepare(&self, request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
+        let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
+        let head = exchange.head.as_ref().ok_or_else(undecided)?;
+        self.headers.strip(request, &exchange.origin);
+        match &exchange.passage {
+            Passage::Proven(permit) => self.headers.identify(request, permit.principal())?,
+            Passage::Public | Passage::Reported(_) => {}
+            Passage::Undecided | Passage::Refused(_) => return Err(undecided()),
+        }
+        self.headers.forward(request, &exchange.origin, &head.authority, &exchange.request_id)?;
+        headers::join_cookies(request)?;
+        request.set_raw_path(format!("{}{}", head.path.encoded(), head.query).as_bytes())
+    }
+
+    /// What the request needs of its upstream connection.
+    fn needs(session: &Session, exchange: &Exchange) -> Needs {
+        let headers = &session.req_header().headers;
+        let says = |name, what: &str| {
+            let value = headers.get(name).and_then(|value| value.to_str().ok());
+            value.is_some_and(|value| value.trim_start().starts_with(what))
+        };
+        let upgrade = session.is_upgrade_req();
+        let stream = upgrade
+            || says(header::CONTENT_TYPE, "application/grpc")
+            || says(header::ACCEPT, "text/event-stream");
+        Needs { timeouts: exchange.rule.timeouts, stream, http1: upgrade }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gate {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::new(self.clock.now())
+    }
+
+    /// No modules: nothing is compressed or changed.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        let connection = Connection::of(session.as_downstream()).cloned();
+        if let Some(connection) = connection {
+            connection.head_done();
+            exchange.listener = connection.listener();
+            exchange.limits = *connection.limits();
+            exchange.origin = Origin {
+                peer: connection.peer(),
+                trusted: self.headers.trusts(connection.peer()),
+                tls: connection.is_tls(),
+            };
+        }
+        exchange.request_id = self
+            .headers
+            .request_id(&session.req_header().headers, &exchange.origin)
+            .unwrap_or_else(new_request_id);
+        // A tunnel is silent for as long as the upstream's side may be.
+        let body_timeout = if session.is_upgrade_req() {
+            self.timeouts.stream_idle
+        } else {
+            exchange.limits.body_timeout
+        };
+        session.set_read_timeout(Some(body_timeout));
+        session.set_write_timeout(Some(exchange.limits.write_timeout));
+        session.set_total_drain_timeout(Some(exchange.limits.body_timeout));
+        // Without this a request that arrives early spoils the answer of the one before it.
+        session.set_pipelining_enabled(true);
+        // A client that has sent all may close its half and still wait for the answer.
+        session.set_abort_on_close(false);
+        Ok(())
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<bool> {
+        let decision = self.decide(session.req_header(), exchange);
+        let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
+        self.metrics.gate_duration.observe(took.as_secs_f64());
+        let Err(refusal) = decision else { return Ok(false) };
+        exchange.outcome = Outcome::Refused(refusal);
+        refusal.answer(session, &exchange.request_id).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        let needs = Self::needs(session, exchange);
+        match self.upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
+            Some(peer) => Ok(Box::new(peer)),
+            None => {
+                self.metrics.upstream_failure("no_address");
+                let error =
+                    Error::explain(ErrorType::ConnectNoRoute, "no upstream address is known");
+                Err(error.into_up())
+            }
+        }
+    }
+
+    /// Nothing was sent, so the next backend may be tried.
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        peer: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        self.metrics.upstream_failure(failure::cause(&error));
+        tracing::warn!(upstream = %peer._address, %error, "cannot connect to an upstream server");
+        exchange.tried.push(peer._address.clone());
+        let known = self.upstreams.size(exchange.rule.upstream);
+        error.set_retry(exchange.tried.len() < known.min(MAX_ATTEMPTS));
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _reused: bool,
+        peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        _: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        exchange.upstream_address = Some(peer._address.clone());
+        // Another attempt sends the body from its beginning.
+        exchange.body_bytes = 0;
+        exchange.sent_at.get_or_insert_with(|| self.clock.now().monotonic);
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        self.prepare(request, exchange)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        exchange.body_bytes += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        match exchange.limits.max_body_bytes {
+            Some(max) if exchange.body_bytes > max => {
+                Error::e_explain(ErrorType::HTTPStatus(413), "the body is larger than allowed")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        if response.status.is_informational() && response.status != 101 {
+            return Ok(());
+        }
+        exchange.upstream_status = Some(response.status.as_u16());
+        if response.status != 101 {
+            headers::strip_hop_by_hop(response);
+        }
+        if session.req_header().version == Version::HTTP_2 {
+            // An HTTP/1.1 upstream's word for what HTTP/2 does itself.
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        response.insert_header(headers::REQUEST_ID, exchange.request_id.as_str())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        self.answer_failure(session, error, exchange).await
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        _error: Option<&Error>,
+        exchange: &mut Exchange,
+    ) {
+        self.finish(session, exchange);
+    }
+
+    /// pingora's own lines would bear path and query.
+    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Exchange,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, _: &Session, exchange: &Exchange) -> String {
+        format!("request {}", exchange.request_id)
+    }
+}

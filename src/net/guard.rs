@@ -3,6 +3,8 @@
 //! - A head, from its first byte to its last, takes at most `head_timeout`, however its bytes are
 //!   spread, and at most `max_head_bytes`. Beyond that the client gets 408 or 431 from here, since
 //!   pingora would wait for ever or answer 400.
+//! - A head that pingora cannot read gets our 400 in place of pingora's: an answer that is written
+//!   while a head is still being read can be nothing else.
 //! - Between requests a connection idles for at most `keepalive_timeout`, and not at all once the
 //!   process is stopping.
 //! - A client that takes no bytes for `write_timeout` is cut.
@@ -67,11 +69,12 @@ enum Ending {
     Closed,
 }
 
-/// A violation of the bounds of heads.
+/// What is wrong with a head.
 #[derive(Clone, Copy)]
 enum Violation {
     TooSlow,
     TooLarge,
+    Unreadable,
 }
 
 /// See the module.
@@ -230,6 +233,9 @@ impl<S: IO> Guard<S> {
                 "The request's head is too large.",
                 "head_too_large",
             ),
+            Violation::Unreadable => {
+                ("400 Bad Request", "The request cannot be read.", "head_unreadable")
+            }
         };
         self.metrics.connection_refused(self.connection.listener(), cause);
         let body =
@@ -295,11 +301,10 @@ impl<S: IO> Guard<S> {
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client takes no bytes")))
     }
 
-    fn is_open(&self) -> io::Result<()> {
-        match self.ending {
-            Ending::Open => Ok(()),
-            _ => Err(ErrorKind::BrokenPipe.into()),
-        }
+    /// Whether what is written goes to the client. Afterwards it goes nowhere: the client has its
+    /// answer, and pingora would log an error.
+    fn takes_writes(&self) -> bool {
+        matches!(self.ending, Ending::Open)
     }
 }
 
@@ -331,13 +336,20 @@ impl<S: IO> AsyncWrite for Guard<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.is_open()?;
+        if self.takes_writes() && self.connection.head().is_some() {
+            let _ = self.refuse(cx, Violation::Unreadable);
+        }
+        if !self.takes_writes() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.unless_stalled(cx, result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_open()?;
+        if !self.takes_writes() {
+            return Poll::Ready(Ok(()));
+        }
         let result = Pin::new(&mut self.inner).poll_flush(cx);
         self.unless_stalled(cx, result)
     }
@@ -351,20 +363,6 @@ impl<S: IO> AsyncWrite for Guard<S> {
             self.write_timer.start(LINGER);
         }
         self.poll_ending(cx).map(Ok)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.is_open()?;
-        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.unless_stalled(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
     }
 }
 

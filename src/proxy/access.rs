@@ -1,0 +1,181 @@
+//! One request from its head to its log line.
+
+use std::time::Instant;
+
+use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
+use pingora::proxy::Session;
+use tracing::info;
+
+use super::Gate;
+use super::headers::Origin;
+use super::refusal::Refusal;
+use super::request::Head;
+use crate::clock::Moment;
+use crate::config::Limits;
+use crate::entry::Principal;
+use crate::policy::{Mode, Route, RouteTimeouts};
+use crate::verifier::Permit;
+
+/// What was decided about a request.
+#[derive(Debug)]
+pub(super) enum Passage {
+    /// Nothing: it must not pass.
+    Undecided,
+    /// It bears the principal's identity.
+    Proven(Permit),
+    /// It passes without identity.
+    Public,
+    /// It passes without identity, though it should be refused.
+    Reported(Refusal),
+    /// It does not pass; the permit, if it was proven at all, is for the log.
+    Refused(Option<Permit>),
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outcome {
+    /// With the upstream's answer.
+    Forwarded,
+    /// With the gate's, before anything was forwarded.
+    Refused(Refusal),
+    /// With the gate's, or broken off, after that.
+    Failed(Refusal),
+    /// The client left.
+    ClientGone,
+}
+
+/// What the governing route asks for, kept beyond a reload of the policy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    /// `public`, `protected` or `none`: for metrics.
+    pub(super) kind: &'static str,
+    pub(super) mode: Mode,
+    pub(super) upstream: usize,
+    pub(super) timeouts: RouteTimeouts,
+}
+
+impl Rule {
+    pub(super) fn of(route: Option<&Route>, mode: Mode) -> Self {
+        let Some(route) = route else {
+            return Self { kind: "none", mode, upstream: 0, timeouts: RouteTimeouts::default() };
+        };
+        Self {
+            kind: if route.is_public() { "public" } else { "protected" },
+            mode: route.mode.unwrap_or(mode),
+            upstream: route.upstream.unwrap_or(0),
+            timeouts: route.timeouts,
+        }
+    }
+}
+
+/// Everything that is kept of one request.
+pub struct Exchange {
+    pub(super) started: Moment,
+    pub(super) listener: &'static str,
+    pub(super) limits: Limits,
+    pub(super) origin: Origin,
+    pub(super) request_id: String,
+    pub(super) head: Option<Head>,
+    pub(super) rule: Rule,
+    pub(super) passage: Passage,
+    pub(super) outcome: Outcome,
+    /// Backends that could not be connected to.
+    pub(super) tried: Vec<BackendAddress>,
+    pub(super) upstream_address: Option<BackendAddress>,
+    pub(super) upstream_status: Option<u16>,
+    /// When there was first a connection to an upstream.
+    pub(super) sent_at: Option<Instant>,
+    /// Bytes of the request's body so far.
+    pub(super) body_bytes: u64,
+}
+
+impl Exchange {
+    pub(super) fn new(started: Moment) -> Self {
+        Self {
+            started,
+            listener: "proxy",
+            limits: Limits::default(),
+            origin: Origin { peer: None, trusted: false, tls: false },
+            request_id: String::new(),
+            head: None,
+            rule: Rule::of(None, Mode::Enforce),
+            passage: Passage::Undecided,
+            outcome: Outcome::Forwarded,
+            tried: Vec::new(),
+            upstream_address: None,
+            upstream_status: None,
+            sent_at: None,
+            body_bytes: 0,
+        }
+    }
+
+    fn proven(&self) -> Option<&Principal> {
+        match &self.passage {
+            Passage::Proven(permit) | Passage::Refused(Some(permit)) => Some(permit.principal()),
+            _ => None,
+        }
+    }
+
+    /// A word for metrics and a finer one for logs.
+    fn verdict(&self) -> (&'static str, &'static str) {
+        match (&self.outcome, &self.passage) {
+            (Outcome::Refused(refusal), _) => (class(*refusal), refusal.reason()),
+            (Outcome::Failed(refusal), _) => ("failed", refusal.reason()),
+            (Outcome::ClientGone, _) => ("client_gone", "client_gone"),
+            (Outcome::Forwarded, Passage::Reported(refusal)) => ("reported", refusal.reason()),
+            (Outcome::Forwarded, Passage::Public) => ("public", "public"),
+            (Outcome::Forwarded, _) => ("allowed", "proven"),
+        }
+    }
+}
+
+/// Refusals by what they mean for an operator.
+fn class(refusal: Refusal) -> &'static str {
+    match refusal.status().as_u16() {
+        401 => "unauthenticated",
+        403 => "forbidden",
+        503 => "unavailable",
+        _ => "malformed",
+    }
+}
+
+impl Gate {
+    /// Counts a finished request and writes its access line.
+    pub(super) fn finish(&self, session: &Session, exchange: &Exchange) {
+        let now = self.clock.now().monotonic;
+        let (outcome, reason) = exchange.verdict();
+        self.metrics.request(exchange.listener, exchange.rule.kind, outcome);
+        let upstream_took = exchange.sent_at.map(|sent| now.duration_since(sent));
+        if let (Some(status), Some(took)) = (exchange.upstream_status, upstream_took) {
+            self.metrics.upstream(status, took);
+        }
+        if !self.access_log {
+            return;
+        }
+        let request = session.req_header();
+        let who = exchange.proven();
+        let millis = |took: std::time::Duration| took.as_secs_f64() * 1e3;
+        let client = self.headers.client(&request.headers, &exchange.origin);
+        // The path without its query, and only in its one reading: queries carry secrets, other
+        // readings carry what was refused. Names stand here only when they are proven.
+        info!(
+            target: "otpgate::access",
+            request_id = exchange.request_id,
+            listener = exchange.listener,
+            client = client.map(tracing::field::display),
+            method = request.method.as_str(),
+            host = exchange.head.as_ref().map(|head| head.host.as_str()),
+            path = exchange.head.as_ref().map(|head| head.path.encoded()),
+            status = session.response_written().map(|response| response.status.as_u16()),
+            outcome,
+            reason,
+            realm = who.map(|who| who.realm.as_str()),
+            name = who.map(|who| who.name.as_str()),
+            duration_ms = millis(now.duration_since(exchange.started.monotonic)),
+            upstream = exchange.upstream_address.as_ref().map(tracing::field::display),
+            upstream_ms = upstream_took.map(millis),
+            bytes_in = exchange.body_bytes,
+            bytes_out = session.body_bytes_sent() as u64,
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! Credentials of a request: who it claims to be, in exactly one reading.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::headers::spells;
+use crate::config::HeaderNames;
+use crate::entry::PrincipalRef;
+use crate::otp::Token;
+
+/// What a request's headers claim.
+#[derive(Debug)]
+pub(super) enum Claim<'a> {
+    /// All three headers are there.
+    Complete {
+        /// The claimed principal.
+        who: PrincipalRef<'a>,
+        /// `None`: of wrong form, so it proves nothing.
+        token: Option<Token>,
+    },
+    /// At least one is missing.
+    Missing,
+}
+
+/// Why a request claims nothing that could be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unclear {
+    /// A header is there more than once.
+    Duplicate,
+    /// A header's name is spelled in a way that an upstream may read as the right one.
+    Alias,
+    /// A name or realm is empty, too long, not UTF-8, or has control characters.
+    Malformed,
+}
+
+impl Unclear {
+    /// A bounded word for logs and metrics.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Duplicate => "credential_duplicate",
+            Self::Alias => "credential_alias",
+            Self::Malformed => "credential_malformed",
+        }
+    }
+}
+
+/// Reads the credentials. Exactly one of each header, in its exact spelling; names and realms are
+/// UTF-8, tokens are not trimmed.
+///
+/// # Errors
+/// If there is more than one reading, or none.
+pub(super) fn read<'a>(headers: &'a HeaderMap, names: &HeaderNames) -> Result<Claim<'a>, Unclear> {
+    let name = exactly_one(headers, &names.name)?;
+    let realm = exactly_one(headers, &names.realm)?;
+    let token = exactly_one(headers, &names.token)?;
+    let (Some(name), Some(realm), Some(token)) = (name, realm, token) else {
+        return Ok(Claim::Missing);
+    };
+    let who = PrincipalRef::parse(text(name)?, text(realm)?).map_err(|_| Unclear::Malformed)?;
+    let token = text(token).ok().and_then(Token::parse);
+    Ok(Claim::Complete { who, token })
+}
+
+fn exactly_one<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Unclear> {
+    let mut found = None;
+    for (other, value) in headers {
+        if other == name {
+            if found.replace(value).is_some() {
+                return Err(Unclear::Duplicate);
+            }
+        } else if spells(other, name) {
+            return Err(Unclear::Alias);
+        }
+    }
+    Ok(found)
+}
+
+fn text(value: &HeaderValue) -> Result<&str, Unclear> {
+    std::str::from_utf8(value.as_bytes()).map_err(|_| Unclear::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn headers(list: &[(&str, &[u8])]) -> HeaderMap {
+        list.iter()
+            .map(|(name, value)| {
+                let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                (name, HeaderValue::from_bytes(value).unwrap())
+            })
+            .collect()
+    }
+
+    /// `name@realm`, and whether the token has the right form.
+    fn claimed(list: &[(&str, &[u8])]) -> Result<Option<(String, bool)>, Unclear> {
+        let headers = headers(list);
+        Ok(match read(&headers, &HeaderNames::default())? {
+            Claim::Missing => None,
+            Claim::Complete { who, token } => {
+                Some((format!("{}@{}", who.name(), who.realm()), token.is_some()))
+            }
+        })
+    }
+
+    const NAME: (&str, &[u8]) = ("X-Auth-Name", b"alice");
+    const REALM: (&str, &[u8]) = ("x-auth-realm", b"staff");
+    const TOKEN: (&str, &[u8]) = ("X-AUTH-TOKEN", b"123456");
+
+    #[test]
+    fn one_of_each_is_a_claim() {
+        assert_eq!(claimed(&[NAME, REALM, TOKEN]), Ok(Some(("alice@staff".into(), true))));
+        let utf8 = ("x-auth-name", "\u{fc}nal".as_bytes());
+        assert_eq!(claimed(&[utf8, REALM, TOKEN]), Ok(Some(("\u{fc}nal@staff".into(), true))));
+    }
+
+    #[test]
+    fn a_token_of_wrong_form_is_a_claim_that_fails() {
+        for token in ["", "12345", "123456789", "12 3456", "１２３４５６", "abcdef"] {
+            let got = claimed(&[NAME, REALM, ("x-auth-token", token.as_bytes())]);
+            assert_eq!(got, Ok(Some(("alice@staff".into(), false))), "{token}");
+        }
+        let got = claimed(&[NAME, REALM, ("x-auth-token", b"\xff\xfe")]);
+        assert_eq!(got, Ok(Some(("alice@staff".into(), false))));
+    }
+
+    #[test]
+    fn a_missing_header_is_no_claim() {
+        for list in [&[][..], &[NAME], &[NAME, REALM], &[REALM, TOKEN], &[NAME, TOKEN]] {
+            assert_eq!(claimed(list), Ok(None));
+        }
+    }
+
+    #[test]
+    fn two_of_one_are_refused_even_if_equal_or_others_miss() {
+        for twice in [NAME, REALM, TOKEN] {
+            assert_eq!(claimed(&[NAME, REALM, TOKEN, twice]), Err(Unclear::Duplicate));
+            assert_eq!(claimed(&[twice, twice]), Err(Unclear::Duplicate));
+        }
+    }
+
+    #[test]
+    fn other_spellings_are_refused_alone_or_beside_the_right_one() {
+        for alias in [
+            "x_auth_name",
+            "X_Auth_Name",
+            "x.auth.name",
+            "x-auth_name",
+            "x-auth.realm",
+            "x_auth-realm",
+            "x~auth~token",
+            "x!auth'token",
+            "x-auth|token",
+            "x*auth^name",
+        ] {
+            let alias: (&str, &[u8]) = (alias, b"alice");
+            assert_eq!(claimed(&[alias]), Err(Unclear::Alias), "{alias:?}");
+            assert_eq!(claimed(&[NAME, REALM, TOKEN, alias]), Err(Unclear::Alias), "{alias:?}");
+        }
+        for other in ["x-auth-names", "xauthname", "auth-name", "x--auth-name"] {
+            assert!(claimed(&[NAME, REALM, TOKEN, (other, b"x")]).is_ok(), "{other}");
+        }
+    }
+
+    #[test]
+    fn malformed_names_are_refused() {
+        let long = "n".repeat(129);
+        let bidi = "ali\u{202e}ce";
+        for bad in [&b""[..], b"   ", b"a\tb", b"\xff", b"\xc3", long.as_bytes(), bidi.as_bytes()] {
+            assert_eq!(claimed(&[("x-auth-name", bad), REALM, TOKEN]), Err(Unclear::Malformed));
+            assert_eq!(claimed(&[NAME, ("x-auth-realm", bad), TOKEN]), Err(Unclear::Malformed));
+        }
+    }
+
+    proptest! {
+        /// However a protected name is respelled, it is never taken for somebody else's header.
+        #[test]
+        fn no_respelling_slips_through(
+            which in 0..3_usize,
+            separators in proptest::collection::vec("[-_.!#$%&'*+^`|~]", 2),
+            upper in any::<u16>(),
+        ) {
+            let words = [["x", "auth", "name"], ["x", "auth", "realm"], ["x", "auth", "token"]][which];
+            let spelled = format!(
+                "{}{}{}{}{}", words[0], separators[0], words[1], separators[1], words[2]
+            );
+            let cased: String = spelled.chars().enumerate()
+                .map(|(i, c)| if upper >> (i % 16) & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                .collect();
+            let exact = spelled == words.join("-");
+            let got = claimed(&[NAME, REALM, TOKEN, (&cased, b"x")]);
+            let expected = if exact { Unclear::Duplicate } else { Unclear::Alias };
+            prop_assert_eq!(got, Err(expected));
+        }
+
+        #[test]
+        fn any_value_gets_an_answer(value in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                let mut map = HeaderMap::new();
+                for name in ["x-auth-name", "x-auth-realm", "x-auth-token"] {
+                    map.insert(name, value.clone());
+                }
+                let _ = read(&map, &HeaderNames::default());
+            }
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Headers that the gate answers for: identity, forwarding, and those that make upstreams see another
+//! request than the one that was decided on.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use http::header::{COOKIE, FORWARDED, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::config::HeaderNames;
+use crate::entry::Principal;
+
+/// Carries the id that links an answer, a log line and the upstream's own logs.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Removed always, in any spelling: they would change the method or path that was decided on.
+const OVERRIDES: &[&str] = &["x-http-method-override", "x-http-method", "x-method-override"];
+/// The same, for all names that begin so.
+const OVERRIDE_PREFIXES: &[&str] = &["x-original-", "x-rewrite-"];
+/// Removed, in any spelling, unless a trusted proxy sent them.
+const FORWARDING: &[&str] = &["forwarded", "x-real-ip", "x-request-id"];
+/// The same, for all names that begin so.
+const FORWARDING_PREFIX: &str = "x-forwarded-";
+/// Longest request id that is kept.
+const MAX_REQUEST_ID: usize = 128;
+
+/// How servers that make variables of header names may read `byte`: what is not a letter or digit
+/// is a hyphen.
+fn folded(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+}
+
+fn begins(name: &str, folded_prefix: &str) -> bool {
+    name.len() >= folded_prefix.len()
+        && name.bytes().zip(folded_prefix.bytes()).all(|(a, b)| folded(a) == b)
+}
+
+/// Whether an upstream may read `name` as `protected`. Both are in lower case, as all header names.
+pub(super) fn spells(name: &HeaderName, protected: &HeaderName) -> bool {
+    let (name, protected) = (name.as_str(), protected.as_str());
+    name.len() == protected.len()
+        && name.bytes().zip(protected.bytes()).all(|(a, b)| folded(a) == folded(b))
+}
+
+fn spells_any(name: &str, list: &[&str]) -> bool {
+    list.iter().any(|other| name.len() == other.len() && begins(name, other))
+}
+
+/// What is known of where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// The peer's address; `None` on a Unix socket.
+    pub(super) peer: Option<IpAddr>,
+    /// Whether the peer's forwarding headers are believed.
+    pub(super) trusted: bool,
+    /// Whether the connection is encrypted.
+    pub(super) tls: bool,
+}
+
+/// Makes the headers that go upstream.
+pub(super) struct HeaderRules {
+    names: HeaderNames,
+    /// Credential and identity headers.
+    protected: Vec<HeaderName>,
+    trusted_proxies: Vec<IpNet>,
+}
+
+impl HeaderRules {
+    pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<IpNet>) -> Self {
+        let protected = [&names.name, &names.realm, &names.token]
+            .into_iter()
+            .chain([&names.identity_name, &names.identity_realm])
+            .chain(&names.identity_principal)
+            .cloned()
+            .collect();
+        Self { names, protected, trusted_proxies }
+    }
+
+    pub(super) fn names(&self) -> &HeaderNames {
+        &self.names
+    }
+
+    /// Whether `peer` may speak for others. A Unix socket's peer has no address to list.
+    pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_some_and(|peer| self.trusted_proxies.iter().any(|net| net.contains(&peer)))
+    }
+
+    /// The address of the client: the last one of `X-Forwarded-For` that is not a trusted proxy's,
+    /// if the peer is one; else the peer's.
+    pub(super) fn client(&self, headers: &HeaderMap, origin: &Origin) -> Option<IpAddr> {
+        if !origin.trusted {
+            return origin.peer;
+        }
+        let mut client = origin.peer;
+        let listed = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
+        let hops = listed.iter().rev().flat_map(|value| {
+            value.to_str().unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse().ok())
+        });
+        for hop in hops {
+            // What cannot be read ends the chain of trust.
+            let Some(hop) = hop else { break };
+            client = Some(hop);
+            if !self.trusts(client) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// The request id that a trusted proxy sent, if it is fit for logs.
+    pub(super) fn request_id(&self, headers: &HeaderMap, origin: &Origin) -> Option<String> {
+        let mut ids = headers.get_all(REQUEST_ID).iter();
+        let (Some(id), None, true) = (ids.next(), ids.next(), origin.trusted) else { return None };
+        let id = id.to_str().ok()?;
+        let good = |c: char| c.is_ascii_alphanumeric() || "-._~+/=:".contains(c);
+        ((1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(good)).then(|| id.to_owned())
+    }
+
+    /// Removes what only the gate may say, whoever sent it and however it is spelled.
+    pub(super) fn strip(&self, request: &mut RequestHeader, origin: &Origin) {
+        let unwanted: Vec<_> =
+            request.headers.keys().filter(|name| self.is_unwanted(name, origin)).cloned().collect();
+        for name in unwanted {
+            request.remove_header(&name);
+        }
+    }
+
+    fn is_unwanted(&self, name: &HeaderName, origin: &Origin) -> bool {
+        let text = name.as_str();
+        if self.protected.iter().any(|protected| spells(name, protected))
+            || spells_any(text, OVERRIDES)
+            || OVERRIDE_PREFIXES.iter().any(|prefix| begins(text, prefix))
+        {
+            return true;
+        }
+        let forwarding = spells_any(text, FORWARDING) || begins(text, FORWARDING_PREFIX);
+        let exact = text.bytes().all(|byte| folded(byte) == byte);
+        forwarding && !(origin.trusted && exact)
+    }
+
+    /// Says who the proven principal is. Names are UTF-8, which header values may carry (RFC 9110
+    /// section 5.5, `obs-text`): they go out as these very bytes.
+    ///
+    /// # Errors
+    /// If a value cannot stand in a header; names cannot contain such characters.
+    pub(super) fn identify(
+        &self,
+        request: &mut RequestHeader,
+        who: &Principal,
+    ) -> pingora::Result<()> {
+        let value = |text: &str| HeaderValue::from_bytes(text.as_bytes());
+        let set = |request: &mut RequestHeader, name: &HeaderName, text: &str| {
+            let value = value(text).map_err(|_| {
+                pingora::Error::explain(
+                    pingora::ErrorType::InternalError,
+                    "an identity cannot stand in a header",
+                )
+            })?;
+            request.insert_header(name.clone(), value)
+        };
+        set(request, &self.names.identity_name, who.name.as_str())?;
+        set(request, &self.names.identity_realm, who.realm.as_str())?;
+        if let Some(name) = &self.names.identity_principal {
+            set(request, name, &who.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sets the forwarding headers; what is still there came from a trusted proxy and is continued.
+    pub(super) fn forward(
+        &self,
+        request: &mut RequestHeader,
+        origin: &Origin,
+        authority: &str,
+        request_id: &str,
+    ) -> pingora::Result<()> {
+        let proto = if origin.tls { "https" } else { "http" };
+        let peer = origin.peer.map(|peer| peer.to_string());
+        if let Some(list) = continued(&request.headers, &FORWARDED_FOR, peer.as_deref()) {
+            request.insert_header(FORWARDED_FOR, list)?;
+        }
+        let element = forwarded_element(origin.peer, proto, authority);
+        if let Some(list) = continued(&request.headers, &FORWARDED, Some(&element)) {
+            request.insert_header(FORWARDED, list)?;
+        }
+        for (name, value) in [(FORWARDED_PROTO, proto), (FORWARDED_HOST, authority)] {
+            // A trusted proxy nearer to the client knows better, if it says one thing only.
+            if request.headers.get_all(&name).iter().count() != 1 {
+                request.insert_header(name, value)?;
+            }
+        }
+        request.insert_header(HOST, authority)?;
+        request.insert_header(REQUEST_ID, request_id)
+    }
+}
+
+/// The values of a list header with `more` at their end; `None`: nothing to set.
+fn continued(headers: &HeaderMap, name: &HeaderName, more: Option<&str>) -> Option<HeaderValue> {
+    let mut list = Vec::new();
+    let parts = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    for part in parts.chain(more.map(str::as_bytes)) {
+        if !list.is_empty() {
+            list.extend_from_slice(b", ");
+        }
+        list.extend_from_slice(part);
+    }
+    (!list.is_empty()).then(|| HeaderValue::from_bytes(&list).ok()).flatten()
+}
+
+/// RFC 7239 section 4.
+fn forwarded_element(peer: Option<IpAddr>, proto: &str, authority: &str) -> String {
+    let mut element = String::with_capacity(64);
+    let _ = match peer {
+        None => write!(element, "for=unknown"),
+        Some(IpAddr::V4(ip)) => write!(element, "for={ip}"),
+        Some(IpAddr::V6(ip)) => write!(element, "for=\"[{ip}]\""),
+    };
+    let _ = write!(element, ";proto={proto};host=\"{authority}\"");
+    element
+}
+
+/// RFC 9113 section 8.2.3: HTTP/2 may split `Cookie`; HTTP/1.1 has one.
+pub(super) fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
+    let cookies: Vec<_> =
+        request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() < 2 {
+        return Ok(());
+    }
+    let joined = cookies.join(&b"; "[..]);
+    request.insert_header(COOKIE, pingora::http::header_value_from_raw(joined))
+}
+
+/// Removes the upstream connection's own headers from a response (RFC 9110 section 7.6.1); pingora
+/// sets `Connection` for the client's connection afterwards.
+pub(super) fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| {
+            *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING
+        })
+        .collect();
+    for name in nominated {
+        response.remove_header(&name);
+    }
+    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
+        response.remove_header(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(trusted: &[&str]) -> HeaderRules {
+        let names = HeaderNames {
+            identity_name: HeaderName::from_static("remote-user"),
+            identity_realm: HeaderName::from_static("remote-realm"),
+            identity_principal: Some(HeaderName::from_static("remote_principal")),
+            ..HeaderNames::default()
+        };
+        HeaderRules::new(names, trusted.iter().map(|net| net.parse().unwrap()).collect())
+    }
+
+    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn origin(trusted: bool) -> Origin {
+        Origin { peer: Some("192.0.2.1".parse().unwrap()), trusted, tls: true }
+    }
+
+    fn value<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
+        request.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn no_spelling_of_a_protected_header_stays() {
+        let unwanted = [
+            "X-Auth-Name",
+            "x_auth_name",
+            "X.Auth.Realm",
+            "x-auth_token",
+            "Remote-User",
+            "remote_user",
+            "REMOTE.REALM",
+            "remote-principal",
+            "Remote_Principal",
+            "X-HTTP-Method-Override",
+            "x_http_method_override",
+            "X-HTTP-Method",
+            "X-Method-Override",
+            "X-Original-URL",
+            "x_original_uri",
+            "X-Rewrite-URL",
+            "X-Original-Method",
+        ];
+        for trusted in [false, true] {
+            for name in unwanted {
+                let mut request = request(&[(name, "evil"), ("accept", "x")]);
+                rules(&[]).strip(&mut request, &origin(trusted));
+                assert_eq!(request.headers.len(), 1, "{name}");
+            }
+        }
+        let mut kept = request(&[("x-auth-names", "a"), ("x-author", "b"), ("remote-users", "c")]);
+        rules(&[]).strip(&mut kept, &origin(false));
+        assert_eq!(kept.headers.len(), 3);
+    }
+
+    #[test]
+    fn forwarding_headers_of_strangers_are_replaced() {
+        let mut request = request(&[
+            ("X-Forwarded-For", "6.6.6.6"),
+            ("X_Forwarded_For", "6.6.6.6"),
+            ("X-Forwarded-User", "root"),
+            ("Forwarded", "for=6.6.6.6"),
+            ("X-Real-IP", "6.6.6.6"),
+            ("X-Forwarded-Proto", "http"),
+        ]);
+        let (rules, origin) = (rules(&[]), origin(false));
+        rules.strip(&mut request, &origin);
+        rules.forward(&mut request, &origin, "h:1", "id").unwrap();
+        assert_eq!(value(&request, "x-forwarded-for"), Some("192.0.2.1"));
+        assert_eq!(value(&request, "x-forwarded-proto"), Some("https"));
+        assert_eq!(value(&request, "x-forwarded-host"), Some("h:1"));
+        assert_eq!(value(&request, "forwarded"), Some("for=192.0.2.1;proto=https;host=\"h:1\""));
+        assert_eq!(value(&request, "x-request-id"), Some("id"));
+        for gone in ["x_forwarded_for", "x-forwarded-user", "x-real-ip"] {
+            assert_eq!(value(&request, gone), None);
+        }
+    }
+
+    #[test]
+    fn forwarding_headers_of_trusted_proxies_are_continued() {
+        let mut request = request(&[
+            ("X-Forwarded-For", "198.51.100.7"),
+            ("X-Forwarded-For", "203.0.113.9"),
+            ("X_Forwarded_For", "6.6.6.6"),
+            ("X-Forwarded-Proto", "http"),
+            ("X-Forwarded-Host", "a"),
+            ("X-Forwarded-Host", "b"),
+            ("Forwarded", "for=198.51.100.7"),
+        ]);
+        let (rules, origin) = (rules(&[]), origin(true));
+        rules.strip(&mut request, &origin);
+        rules.forward(&mut request, &origin, "h", "id").unwrap();
+        let all = "198.51.100.7, 203.0.113.9, 192.0.2.1";
+        assert_eq!(value(&request, "x-forwarded-for"), Some(all));
+        assert_eq!(value(&request, "x-forwarded-proto"), Some("http"));
+        assert_eq!(value(&request, "x-forwarded-host"), Some("h"));
+        assert!(
+            value(&request, "forwarded").unwrap().starts_with("for=198.51.100.7, for=192.0.2.1;")
+        );
+        assert_eq!(value(&request, "x_forwarded_for"), None);
+    }
+
+    #[test]
+    fn forwarding_twice_from_the_same_request_gives_the_same() {
+        let (rules, origin) = (rules(&[]), origin(true));
+        let first = request(&[("X-Forwarded-For", "1.2.3.4"), ("X-Auth-Name", "evil")]);
+        let make = || {
+            let mut attempt = first.clone();
+            rules.strip(&mut attempt, &origin);
+            rules.identify(&mut attempt, &Principal::parse("alice", "staff").unwrap()).unwrap();
+            rules.forward(&mut attempt, &origin, "h", "id").unwrap();
+            attempt.headers.clone()
+        };
+        assert_eq!(make(), make());
+    }
+
+    #[test]
+    fn identity_is_sent_as_utf8_bytes() {
+        let mut request = request(&[]);
+        let who = Principal::parse("\u{fc}nal", "staff").unwrap();
+        rules(&[]).identify(&mut request, &who).unwrap();
+        assert_eq!(request.headers["remote-user"].as_bytes(), "\u{fc}nal".as_bytes());
+        assert_eq!(request.headers["remote-realm"].as_bytes(), b"staff");
+        assert_eq!(request.headers["remote_principal"].as_bytes(), "\u{fc}nal@staff".as_bytes());
+    }
+
+    #[test]
+    fn the_client_is_the_last_untrusted_hop() {
+        let rules = rules(&["192.0.2.0/24", "10.0.0.0/8"]);
+        let client = |forwarded: &[(&'static str, &str)], trusted| {
+            rules.client(&request(forwarded).headers, &origin(trusted)).unwrap().to_string()
+        };
+        let xff = "x-forwarded-for";
+        assert_eq!(client(&[(xff, "6.6.6.6")], false), "192.0.2.1");
+        assert_eq!(client(&[], true), "192.0.2.1");
+        assert_eq!(client(&[(xff, "6.6.6.6, 7.7.7.7, 10.1.1.1")], true), "7.7.7.7");
+        assert_eq!(client(&[(xff, "6.6.6.6"), (xff, "7.7.7.7")], true), "7.7.7.7");
+        assert_eq!(client(&[(xff, "6.6.6.6, what, 10.1.1.1")], true), "10.1.1.1");
+    }
+
+    #[test]
+    fn request_ids_are_kept_if_trusted_and_well_formed() {
+        let rules = rules(&[]);
+        let id = |headers: &[(&'static str, &str)], trusted| {
+            rules.request_id(&request(headers).headers, &origin(trusted))
+        };
+        let name = "x-request-id";
+        assert_eq!(id(&[(name, "a-1")], true).as_deref(), Some("a-1"));
+        assert_eq!(id(&[(name, "a-1")], false), None);
+        assert_eq!(id(&[(name, "a-1"), (name, "a-1")], true), None);
+        assert_eq!(id(&[(name, "a b")], true), None);
+        assert_eq!(id(&[(name, "a\"b")], true), None);
+        assert_eq!(id(&[(name, &"a".repeat(129))], true), None);
+        assert_eq!(id(&[(name, "")], true), None);
+    }
+
+    #[test]
+    fn cookies_are_joined() {
+        let mut request = request(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut request).unwrap();
+        assert_eq!(value(&request, "cookie"), Some("a=1; b=2; c=3"));
+        assert_eq!(request.headers.get_all("cookie").iter().count(), 1);
+    }
+
+    #[test]
+    fn responses_lose_what_belongs_to_the_connection() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("connection", "close, x-hop, content-length"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("content-length", "3"),
+            ("server", "upstream"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        strip_hop_by_hop(&mut response);
+        assert!(!response.headers.contains_key("x-hop"));
+        assert!(!response.headers.contains_key("keep-alive"));
+        assert_eq!(response.headers["content-length"], "3");
+        assert_eq!(response.headers["server"], "upstream");
+    }
+}

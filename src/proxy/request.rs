@@ -1,0 +1,272 @@
+//! A request's head, checked before anything is decided on it: what could be read in two ways is
+//! refused, whatever the mode.
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::uri::Authority;
+use http::{HeaderMap, Version};
+use pingora::http::RequestHeader;
+
+use crate::config::Limits;
+use crate::policy::{NormalPath, PathError};
+
+/// Longest method name; the longest registered one has 18 characters.
+const MAX_METHOD_CHARS: usize = 32;
+/// `Allow` of a 405: all other methods pass too, but these are the ones that clients ask about.
+pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// What decisions are made on, and what is forwarded.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    /// The path, in one reading only.
+    pub(super) path: NormalPath,
+    /// `?` and the query, as received, or nothing.
+    pub(super) query: String,
+    /// `Host` or `:authority` as received.
+    pub(super) authority: String,
+    /// The host in lower case, without port.
+    pub(super) host: String,
+    /// Bytes of the body that the head announces.
+    pub(super) content_length: Option<u64>,
+}
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadHead {
+    /// TRACE, CONNECT: 405.
+    Method,
+    /// A method name of unreasonable length.
+    LongMethod,
+    /// No, several or malformed hosts.
+    Host,
+    /// A target that is neither a path nor an absolute URI of this host; also `*`, which no route
+    /// can govern.
+    Target,
+    /// A path that servers read differently.
+    Path(PathError),
+    /// Body framing that servers read differently.
+    Framing,
+    /// Too many headers: 431.
+    Headers,
+}
+
+impl BadHead {
+    /// A bounded word for logs and metrics.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::LongMethod => "long_method",
+            Self::Host => "bad_host",
+            Self::Target => "bad_target",
+            Self::Path(_) => "bad_path",
+            Self::Framing => "bad_framing",
+            Self::Headers => "too_many_headers",
+        }
+    }
+}
+
+impl Head {
+    /// Checks `request`, which pingora has parsed.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check(request: &RequestHeader, limits: &Limits) -> Result<Self, BadHead> {
+        let method = request.method.as_str();
+        if matches!(method, "TRACE" | "CONNECT" | "TRACK") {
+            return Err(BadHead::Method);
+        }
+        if method.len() > MAX_METHOD_CHARS {
+            return Err(BadHead::LongMethod);
+        }
+        if request.headers.len() > limits.max_headers {
+            return Err(BadHead::Headers);
+        }
+        let content_length = check_framing(&request.headers)?;
+        let authority = authority(request)?;
+        let host = host(authority)?;
+        let target = target(request)?;
+        let (path, query) = match target.split_once('?') {
+            Some((path, _)) => (path, &target[path.len()..]),
+            None => (target, ""),
+        };
+        Ok(Self {
+            path: NormalPath::parse(path).map_err(BadHead::Path)?,
+            query: query.to_owned(),
+            authority: authority.to_owned(),
+            host,
+            content_length,
+        })
+    }
+}
+
+/// `Transfer-Encoding` is exactly `chunked`, `Content-Length` a single number. pingora takes more:
+/// it drops the names of other codings, and passes `5, 5` on. (Both headers together never get
+/// here: pingora drops the length and closes the connection afterwards, as RFC 9112 6.3 allows.)
+fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, BadHead> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+    {
+        return Err(BadHead::Framing);
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(None) };
+    if lengths.next().is_some() || !length.as_bytes().iter().all(u8::is_ascii_digit) {
+        return Err(BadHead::Framing);
+    }
+    let number = length.to_str().ok().and_then(|text| text.parse().ok());
+    number.map(Some).ok_or(BadHead::Framing)
+}
+
+/// The one authority of the request. pingora has checked that `:authority`, an absolute target and
+/// `Host` agree.
+fn authority(request: &RequestHeader) -> Result<&str, BadHead> {
+    let mut hosts = request.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().map_err(|_| BadHead::Host),
+        (None, _) if request.version == Version::HTTP_2 => {
+            request.uri.authority().map(Authority::as_str).ok_or(BadHead::Host)
+        }
+        _ => Err(BadHead::Host),
+    }
+}
+
+fn host(authority: &str) -> Result<String, BadHead> {
+    let parsed: Authority = authority.parse().map_err(|_| BadHead::Host)?;
+    let port_is_good = match authority.strip_prefix(parsed.host()) {
+        Some("") => true,
+        Some(_) => parsed.port_u16().is_some(),
+        // Userinfo.
+        None => false,
+    };
+    let host = parsed.host();
+    let good =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '[' | ']' | ':');
+    if host.is_empty() || !port_is_good || !host.chars().all(good) {
+        return Err(BadHead::Host);
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+/// The path and query of the target, in origin form.
+fn target(request: &RequestHeader) -> Result<&str, BadHead> {
+    let raw =
+        std::str::from_utf8(request.raw_path()).map_err(|_| BadHead::Path(PathError::NotUtf8))?;
+    if raw.starts_with('/') {
+        return Ok(raw);
+    }
+    let rest = ["http://", "https://"].iter().find_map(|scheme| {
+        raw.get(..scheme.len())?.eq_ignore_ascii_case(scheme).then(|| &raw[scheme.len()..])
+    });
+    let rest = rest.ok_or(BadHead::Target)?;
+    match rest.find(['/', '?', '#', '\\']) {
+        Some(at) if rest[at..].starts_with('/') => Ok(&rest[at..]),
+        None => Ok("/"),
+        Some(_) => Err(BadHead::Target),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, target: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build(method, target.as_bytes(), None).unwrap();
+        request.set_version(Version::HTTP_11);
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn check(
+        method: &str,
+        target: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Head, BadHead> {
+        Head::check(&request(method, target, headers), &Limits::default())
+    }
+
+    #[test]
+    fn targets_become_a_path_and_a_query() {
+        for (target, path, query) in [
+            ("/", "/", ""),
+            ("/a?b=/../c?d", "/a", "?b=/../c?d"),
+            ("/%61?", "/a", "?"),
+            ("http://h/x?y", "/x", "?y"),
+            ("HTTP://h", "/", ""),
+        ] {
+            let head = check("GET", target, &[("Host", "h")]).unwrap();
+            assert_eq!((head.path.encoded(), head.query.as_str()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn unclear_targets_are_refused() {
+        for (method, target) in [("OPTIONS", "*"), ("GET", "ftp://h/x"), ("GET", "http://h?x")] {
+            assert_eq!(check(method, target, &[("Host", "h")]).unwrap_err(), BadHead::Target);
+        }
+        assert!(matches!(
+            check("GET", "/a/../b", &[("Host", "h")]),
+            Err(BadHead::Path(PathError::DotSegment))
+        ));
+        assert!(matches!(
+            check("GET", "//h/x", &[("Host", "h")]),
+            Err(BadHead::Path(PathError::EmptySegment))
+        ));
+    }
+
+    #[test]
+    fn exactly_one_valid_host_is_needed() {
+        for good in ["h", "H.example:8080", "127.0.0.1", "[::1]:80", "a_b.c"] {
+            let head = check("GET", "/", &[("Host", good)]).unwrap();
+            assert_eq!(head.authority, good);
+        }
+        assert_eq!(check("GET", "/", &[("Host", "H.Example:80")]).unwrap().host, "h.example");
+        assert_eq!(check("GET", "/", &[]).unwrap_err(), BadHead::Host);
+        assert_eq!(check("GET", "/", &[("Host", "a"), ("Host", "a")]).unwrap_err(), BadHead::Host);
+        for bad in ["", "a b", "u@h", "h:", "h:x", "h:99999", "a/b", "h%41", "a,b", "[::1", "h#x"] {
+            assert_eq!(check("GET", "/", &[("Host", bad)]).unwrap_err(), BadHead::Host, "{bad}");
+        }
+    }
+
+    #[test]
+    fn methods_that_a_gate_must_not_pass_are_refused() {
+        for bad in ["TRACE", "CONNECT", "TRACK"] {
+            assert_eq!(check(bad, "/", &[("Host", "h")]).unwrap_err(), BadHead::Method);
+        }
+        let long = "M".repeat(33);
+        assert_eq!(check(&long, "/", &[("Host", "h")]).unwrap_err(), BadHead::LongMethod);
+        assert!(check("PROPFIND", "/", &[("Host", "h")]).is_ok());
+    }
+
+    #[test]
+    fn framing_has_one_reading() {
+        let framed = |headers: &[(&'static str, &str)]| {
+            let mut all = vec![("Host", "h")];
+            all.extend(headers);
+            check("POST", "/", &all).map(|head| head.content_length)
+        };
+        assert_eq!(framed(&[]), Ok(None));
+        assert_eq!(framed(&[("Content-Length", "5")]), Ok(Some(5)));
+        assert_eq!(framed(&[("Transfer-Encoding", "Chunked")]), Ok(None));
+        for bad in [
+            &[("Content-Length", "5"), ("Content-Length", "5")][..],
+            &[("Content-Length", "5, 5")],
+            &[("Content-Length", "+5")],
+            &[("Content-Length", "")],
+            &[("Content-Length", "99999999999999999999999")],
+            &[("Transfer-Encoding", "gzip, chunked")],
+            &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
+            &[("Transfer-Encoding", "chunked, identity")],
+        ] {
+            assert_eq!(framed(bad), Err(BadHead::Framing), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn headers_are_counted() {
+        let many: Vec<_> = std::iter::once(("Host", "h")).chain([("x", "y"); 100]).collect();
+        assert_eq!(check("GET", "/", &many).unwrap_err(), BadHead::Headers);
+        assert!(check("GET", "/", &many[..100]).is_ok());
+    }
+}
