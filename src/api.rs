@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::clock::Clock;
 use crate::config::{ApiConfig, HeaderNames, ReservedRealms};
 use crate::metrics::Metrics;
+use crate::net::Connection;
 use crate::store::Store;
 use crate::verifier::{Permit, Verifier};
 
@@ -191,10 +192,8 @@ fn action(resource: Resource, method: &Method) -> &'static str {
 }
 
 fn root(head: &request::Parts) -> Response {
-    let tls = head
-        .extensions
-        .get::<crate::net::service::Connection>()
-        .is_some_and(|connection| connection.tls);
+    let tls =
+        head.extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.is_tls());
     let base = edge::host_of(&head.uri, &head.headers)
         .map(|host| format!("{}://{host}", if tls { "https" } else { "http" }))
         .unwrap_or_default();

@@ -1,1 +1,414 @@
-//! client
+//! Asynchronous client of the management and verify API, here or of ungleich-otp itself.
+//!
+//! Owns the calls and their time-outs. The triple is sent in the JSON body, also on `GET` and
+//! `DELETE`, as ungleichotpclient does. Nothing here prints a secret.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::clock::Clock;
+use crate::entry::{Name, Realm, Seed};
+use crate::otp::{Generator, TokenParams};
+use crate::secret::Secret;
+
+/// Longest time to connect, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest silence of the server.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer: a list of about a million entries.
+const MAX_ANSWER: usize = 256 << 20;
+/// Most of a server's words that are repeated.
+const MAX_DETAIL_CHARS: usize = 500;
+
+/// What proves the caller.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// A fresh token is made from it for every call: SHA1, 6 digits, 30 seconds.
+    Seed(Seed),
+    /// A token made elsewhere; good for the calls of its time step.
+    Token(Secret),
+}
+
+impl Proof {
+    fn token(&self, clock: &dyn Clock) -> String {
+        match self {
+            Self::Seed(seed) => {
+                Generator::new(seed, TokenParams::default()).token_at(clock.now().unix)
+            }
+            Self::Token(token) => token.expose().to_owned(),
+        }
+    }
+}
+
+/// The caller's triple.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Who calls.
+    pub name: Name,
+    /// In which realm.
+    pub realm: Realm,
+    /// How it is proven.
+    pub proof: Proof,
+}
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address of the server, or its certificates.
+    #[error("{0}")]
+    Setup(String),
+    /// The server says no.
+    #[error("the server refuses with {status}: {detail}")]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// Its words.
+        detail: String,
+    },
+    /// No connection, or a time-out.
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
+    /// Something answers, but not as this API does.
+    #[error("the server's answer makes no sense: {0}")]
+    BadAnswer(String),
+}
+
+/// An entry as a server shows it; ungleich-otp shows name, realm and seed alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownEntry {
+    /// Its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// Its name.
+    pub name: String,
+    /// Its realm.
+    pub realm: String,
+    /// Its seed; some servers hide it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "shown_secret")]
+    pub seed: Option<Secret>,
+    /// Further fields.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// Serialising is what callers who asked for the entry want; `Debug` stays blind.
+mod shown_secret {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::secret::Secret;
+
+    pub(super) fn serialize<S: Serializer>(
+        secret: &Option<Secret>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        secret.as_ref().map(Secret::expose).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Secret>, D::Error> {
+        Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+    }
+}
+
+/// Which entries to list.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// With this name.
+    pub name: Option<Name>,
+    /// In this realm.
+    pub realm: Option<Realm>,
+}
+
+/// Calls one server as one caller.
+pub struct Client {
+    base: Url,
+    http: reqwest::Client,
+    credentials: Credentials,
+    clock: Arc<dyn Clock>,
+}
+
+impl Client {
+    /// A client of the server at `server_url`, such as `https://otp.example` (ungleichotpclient's
+    /// form with `/ungleichotp/verify/` at the end is taken too). `ca_file`: certificates (PEM)
+    /// that may have signed the server's; `None`: the system's.
+    ///
+    /// # Errors
+    /// If the URL or the certificates are unusable.
+    pub fn new(
+        server_url: &str,
+        credentials: Credentials,
+        ca_file: Option<&Path>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ClientError> {
+        let base = parse_base(server_url)?;
+        // Whoever comes first installs it; both are the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            // A token goes to the server that was named, nowhere else.
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("otpgate/", env!("CARGO_PKG_VERSION")));
+        if base.scheme() == "http" {
+            // Plain connections must work where the system has no certificates.
+            builder = builder.tls_certs_only([]);
+        } else if let Some(path) = ca_file {
+            let certificates = std::fs::read(path)
+                .map_err(|e| e.to_string())
+                .and_then(|pem| {
+                    reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| e.to_string())
+                })
+                .map_err(|e| ClientError::Setup(format!("`{}`: {e}", path.display())))?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        let http = builder.build().map_err(|e| ClientError::Setup(chain(&e)))?;
+        Ok(Self { base, http, credentials, clock })
+    }
+
+    /// Makes an entry; `fields` holds `name`, `realm` and further fields of the API.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; so below.
+    pub async fn create(&self, fields: Map<String, Value>) -> Result<ShownEntry, ClientError> {
+        decode(&self.call(Method::POST, "ungleichotp/?full=1", fields).await?)
+    }
+
+    /// The entries that `filter` takes, in order of creation.
+    pub async fn list(&self, filter: &Filter) -> Result<Vec<ShownEntry>, ClientError> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.append_pair("full", "1");
+        if let Some(name) = &filter.name {
+            query.append_pair("name", name.as_str());
+        }
+        if let Some(realm) = &filter.realm {
+            query.append_pair("realm", realm.as_str());
+        }
+        let path = format!("ungleichotp/?{}", query.finish());
+        let mut entries: Vec<ShownEntry> =
+            decode(&self.call(Method::GET, &path, Map::new()).await?)?;
+        // ungleich-otp knows no filters.
+        entries.retain(|entry| {
+            filter.name.as_ref().is_none_or(|name| name.as_str() == entry.name)
+                && filter.realm.as_ref().is_none_or(|realm| realm.as_str() == entry.realm)
+        });
+        Ok(entries)
+    }
+
+    /// The entry with that number.
+    pub async fn show(&self, id: u64) -> Result<ShownEntry, ClientError> {
+        let path = format!("ungleichotp/{id}/?full=1");
+        decode(&self.call(Method::GET, &path, Map::new()).await?)
+    }
+
+    /// Changes the given fields of an entry.
+    pub async fn update(
+        &self,
+        id: u64,
+        fields: Map<String, Value>,
+    ) -> Result<ShownEntry, ClientError> {
+        let path = format!("ungleichotp/{id}/?full=1");
+        decode(&self.call(Method::PATCH, &path, fields).await?)
+    }
+
+    /// Deletes an entry.
+    pub async fn delete(&self, id: u64) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("ungleichotp/{id}/"), Map::new()).await.map(drop)
+    }
+
+    /// Whether the server accepts somebody's token: fails with [`ClientError::Refused`] if not.
+    pub async fn verify(&self, name: &str, realm: &str, token: &str) -> Result<(), ClientError> {
+        let fields = [("name", name), ("realm", realm), ("token", token)]
+            .map(|(field, value)| (field.to_owned(), json!(value)));
+        let answer = self.call(Method::POST, "ungleichotp/verify/", Map::from_iter(fields)).await?;
+        let answer: Map<String, Value> = decode(&answer)?;
+        if answer.get("status") == Some(&json!("OK")) {
+            return Ok(());
+        }
+        Err(ClientError::BadAnswer("the status is not `OK`".into()))
+    }
+
+    /// Sends the triple and `fields` as JSON. Anything but 2xx is refused.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        mut fields: Map<String, Value>,
+    ) -> Result<Vec<u8>, ClientError> {
+        let who = &self.credentials;
+        fields.insert("auth_name".into(), json!(who.name.as_str()));
+        fields.insert("auth_realm".into(), json!(who.realm.as_str()));
+        fields.insert("auth_token".into(), json!(who.proof.token(&*self.clock)));
+        let url = self.base.join(path).map_err(|e| ClientError::Setup(e.to_string()))?;
+        let request = self
+            .http
+            .request(method, url)
+            .header(ACCEPT, HeaderValue::from_static("application/json"))
+            .json(&fields);
+        let mut response = request.send().await.map_err(|e| ClientError::Unreachable(chain(&e)))?;
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Some(part) =
+            response.chunk().await.map_err(|e| ClientError::Unreachable(chain(&e)))?
+        {
+            if body.len() + part.len() > MAX_ANSWER {
+                return Err(ClientError::BadAnswer("it is too large".into()));
+            }
+            body.extend_from_slice(&part);
+        }
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(ClientError::Refused { status, detail: detail_of(&body) })
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("base", &self.base.as_str())
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+fn parse_base(server_url: &str) -> Result<Url, ClientError> {
+    let bad = |why: &str| ClientError::Setup(format!("`{server_url}` is no server's URL: {why}"));
+    let text = server_url.trim().trim_end_matches('/');
+    let text = text.strip_suffix("/verify").unwrap_or(text);
+    let text = text.strip_suffix("/ungleichotp").unwrap_or(text);
+    let url = Url::parse(&format!("{text}/")).map_err(|e| bad(&e.to_string()))?;
+    match url.scheme() {
+        "http" | "https" if url.query().is_none() && url.fragment().is_none() => Ok(url),
+        "http" | "https" => Err(bad("it has a query")),
+        _ => Err(bad("it begins with neither `http://` nor `https://`")),
+    }
+}
+
+/// An error with all its causes; reqwest's own words hide them. The URL holds no secret.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    // serde's message may quote the answer, which may hold seeds.
+    serde_json::from_slice(body).map_err(|e| {
+        let (line, column) = (e.line(), e.column());
+        ClientError::BadAnswer(format!("not the expected JSON (line {line}, column {column})"))
+    })
+}
+
+/// What a refusal says, for people.
+fn detail_of(body: &[u8]) -> String {
+    let words = match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => fields
+            .iter()
+            .map(|(field, value)| match value {
+                Value::String(text) if field == "detail" => text.clone(),
+                Value::Array(texts) => {
+                    let texts: Vec<_> = texts.iter().filter_map(Value::as_str).collect();
+                    format!("{field}: {}", texts.join(" "))
+                }
+                other => format!("{field}: {other}"),
+            })
+            .collect::<Vec<_>>()
+            .join("; "),
+        _ => "(no explanation)".to_owned(),
+    };
+    printable(&words).chars().take(MAX_DETAIL_CHARS).collect()
+}
+
+/// Text from a server, safe for a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = (!c.is_control()).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn urls_of_every_form_have_one_base() {
+        for url in [
+            "http://127.0.0.1:8081",
+            " http://127.0.0.1:8081/ ",
+            "http://127.0.0.1:8081/ungleichotp",
+            "http://127.0.0.1:8081/ungleichotp/",
+            "http://127.0.0.1:8081/ungleichotp/verify/",
+            "http://127.0.0.1:8081/verify",
+        ] {
+            assert_eq!(parse_base(url).unwrap().as_str(), "http://127.0.0.1:8081/", "{url}");
+        }
+        assert_eq!(
+            parse_base("https://otp.example/a/ungleichotp/").unwrap().as_str(),
+            "https://otp.example/a/"
+        );
+        for bad in ["", "otp.example", "ftp://otp.example", "http://otp.example/?a=b"] {
+            assert!(parse_base(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fresh_token_is_made_for_every_call() {
+        // RFC 6238 appendix B, seed of SHA1, last six digits
+        let seed = Seed::parse("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
+        let clock = ManualClock::at(59);
+        let proof = Proof::Seed(seed);
+        assert_eq!(proof.token(&clock), "287082");
+        clock.advance(Duration::from_secs(1_111_111_109 - 59));
+        assert_eq!(proof.token(&clock), "081804");
+    }
+
+    #[test]
+    fn refusals_are_told_without_control_characters() {
+        assert_eq!(detail_of(br#"{"detail":"No."}"#), "No.");
+        assert_eq!(
+            detail_of(br#"{"name":["Too long.","Null."],"realm":["Blank."]}"#),
+            "name: Too long. Null.; realm: Blank."
+        );
+        assert_eq!(detail_of(b"<html>"), "(no explanation)");
+        assert_eq!(detail_of(br#"{"detail":"\u001b[2Ja"}"#), "\\u{1b}[2Ja");
+        assert_eq!(
+            detail_of(format!("{{\"detail\":\"{}\"}}", "x".repeat(999)).as_bytes()).len(),
+            500
+        );
+    }
+
+    #[test]
+    fn nothing_prints_a_secret() {
+        let entry: ShownEntry =
+            serde_json::from_str(r#"{"name":"a","realm":"b","seed":"JBSWY3DPEHPK3PXP"}"#).unwrap();
+        let credentials = Credentials {
+            name: Name::parse("a").unwrap(),
+            realm: Realm::parse("b").unwrap(),
+            proof: Proof::Token(Secret::new("123456".into())),
+        };
+        let clock = Arc::new(ManualClock::at(0));
+        let client = Client::new("http://127.0.0.1", credentials, None, clock).unwrap();
+        let printed = format!("{entry:?} {client:?}");
+        assert!(!printed.contains("JBSWY3DPEHPK3PXP") && !printed.contains("123456"), "{printed}");
+        assert!(serde_json::to_string(&entry).unwrap().contains("JBSWY3DPEHPK3PXP"));
+    }
+}

@@ -1,1 +1,3 @@
-//! c
+//! The subcommands.
+
+pub mod client;

@@ -20,6 +20,7 @@ mod accept;
 mod connection;
 mod guard;
 mod http;
+pub mod service;
 mod socket;
 mod tls;
 

@@ -14,7 +14,7 @@ use http::{HeaderMap, Uri};
 use super::Api;
 use super::error::ApiError;
 use crate::entry::Principal;
-use crate::net::service::Connection;
+use crate::net::{Connection, new_request_id};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -23,12 +23,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) struct RequestId(String);
 
 impl RequestId {
-    fn random() -> Self {
-        let mut bytes = [0; 16];
-        crate::seal::fill_random(&mut bytes);
-        Self(data_encoding::HEXLOWER.encode(&bytes))
-    }
-
     /// The id.
     pub(super) fn as_str(&self) -> &str {
         &self.0
@@ -57,9 +51,9 @@ pub(super) async fn edge(
     next: Next,
 ) -> Response {
     let start = api.clock.now();
-    let id = RequestId::random();
+    let id = RequestId(new_request_id());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let peer = request.extensions().get::<Connection>().and_then(|c| c.peer);
+    let peer = request.extensions().get::<Arc<Connection>>().and_then(|c| c.peer());
     request.extensions_mut().insert(id.clone());
 
     let answered = match check(&api, &request) {
@@ -92,7 +86,7 @@ pub(super) async fn edge(
         outcome,
         reason = note.reason,
         principal = note.caller.map(|caller| caller.to_string()),
-        peer = peer.map(|peer| peer.ip().to_string()),
+        peer = peer.map(|peer| peer.to_string()),
         duration_ms = took.as_secs_f64() * 1000.0,
     );
     response

@@ -235,7 +235,6 @@ mod tests {
     use super::*;
     use crate::api::json;
     use crate::entry::{EntryId, Seed};
-    use serde_json::json;
 
     fn entry() -> Entry {
         let seed = Seed::parse("JBSWY3DPEHPK3PXP").unwrap();

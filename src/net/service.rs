@@ -1,11 +1,10 @@
 //! Drives a tower service, such as an axum `Router`, on pingora's HTTP sessions, so that every
 //! listener shares one HTTP stack, one TLS set-up and one drain.
 //!
-//! Owns what a listener must bound on its own there: heads, bodies' pauses, unread remainders. It
-//! never logs a request: it may hold a token.
+//! Owns what HTTP leaves to whoever answers: framing, bodies on demand, unread remainders. It never
+//! logs a request: it may hold a token.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +17,14 @@ use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use tokio::sync::{mpsc, oneshot};
 use tower::ServiceExt as _;
 
+use super::Connection;
 use crate::config::Limits;
 
 /// Longest time, and most bytes, that an unread rest of a request's body is read for after the
@@ -32,20 +32,11 @@ use crate::config::Limits;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 8 << 20;
 
-/// What a request came in on: an extension of every request that [`TowerApp`] drives.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Connection {
-    /// The peer's address; `None` on a Unix socket.
-    pub peer: Option<SocketAddr>,
-    /// Whether it is TLS.
-    pub tls: bool,
-}
-
 /// A service as a pingora application.
+///
+/// Every request carries its [`Connection`] as an extension.
 pub struct TowerApp<S> {
     service: S,
-    limits: Limits,
-    options: HttpServerOptions,
 }
 
 type BodyResult = Result<Bytes, std::io::Error>;
@@ -61,34 +52,20 @@ where
         + 'static,
     S::Future: Send,
 {
-    /// Joins a service and the bounds of its listener; `h2c` allows HTTP/2 by prior knowledge on
-    /// plain connections.
+    /// Serves `service`.
     #[must_use]
-    pub fn new(service: S, limits: Limits, h2c: bool) -> Self {
-        let mut options = HttpServerOptions::default();
-        options.h2c = h2c;
-        options.h2_idle_timeout = Some(limits.keepalive_timeout);
-        Self { service, limits, options }
-    }
-
-    fn set_up(&self, session: &mut ServerSession, shutting_down: bool) {
-        // None stays: it says that the client, or pingora, wants the connection closed.
-        if session.get_keepalive().is_some() {
-            let keep = (!shutting_down).then_some(self.limits.keepalive_timeout.as_secs().max(1));
-            session.set_keepalive(keep);
-        }
-        session.set_read_timeout(Some(self.limits.body_timeout));
-        session.set_write_timeout(Some(self.limits.write_timeout));
+    pub fn new(service: S) -> Self {
+        Self { service }
     }
 
     /// Answers one request. `None`: the connection must be dropped as it is.
-    async fn exchange(&self, session: &mut ServerSession) -> Option<()> {
-        let head = match self.check(session.req_header()) {
+    async fn exchange(&self, session: &mut ServerSession, limits: &Limits) -> Option<()> {
+        let head = match check(session.req_header(), limits) {
             Ok(()) => head_of(session),
             Err((status, detail)) => return refuse(session, status, detail).await,
         };
         let is_head = head.method == Method::HEAD;
-        let (response, body_asked_for) = self.call(session, head).await;
+        let (response, body_asked_for) = self.call(session, head, limits).await;
         let (mut head, mut body) = response.into_parts();
         if !body_asked_for && session.get_header(EXPECT).is_some() {
             // The client still waits for "100 Continue": it will not send the body, or all of it.
@@ -105,27 +82,7 @@ where
             }
         }
         session.write_response_body(Bytes::new(), true).await.ok()?;
-        self.drain(session).await
-    }
-
-    fn check(&self, head: &request::Parts) -> Result<(), (StatusCode, &'static str)> {
-        let bytes: usize = head.headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 4).sum();
-        let target = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
-        if head.headers.len() > self.limits.max_headers
-            || bytes + target > self.limits.max_head_bytes
-        {
-            return Err((
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "The request's head is too large.",
-            ));
-        }
-        if head.method == Method::CONNECT {
-            return Err((StatusCode::METHOD_NOT_ALLOWED, "Method \"CONNECT\" not allowed."));
-        }
-        if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
-            return Err((StatusCode::BAD_REQUEST, "A Host header is required."));
-        }
-        Ok(())
+        drain(session).await
     }
 
     /// Runs the service, and reads the request's body while, and only if, the service asks for it.
@@ -133,6 +90,7 @@ where
         &self,
         session: &mut ServerSession,
         head: request::Parts,
+        limits: &Limits,
     ) -> (Response<Body>, bool) {
         let (wishes, mut wished) = mpsc::channel::<Wish>(1);
         let body = if session.is_body_empty() {
@@ -155,7 +113,7 @@ where
                     tokio::select! {
                         biased;
                         response = &mut call => break response,
-                        part = self.read(session, asked_for) => {
+                        part = read(session, asked_for, limits) => {
                             // An error means that the service has lost interest.
                             let _ = wish.send(part);
                         }
@@ -165,36 +123,6 @@ where
             }
         };
         (response.unwrap_or_else(|never| match never {}), asked_for)
-    }
-
-    async fn read(&self, session: &mut ServerSession, continued: bool) -> Option<BodyResult> {
-        let read = async {
-            if !continued && session.get_header(EXPECT).is_some() {
-                session.write_continue_response().await?;
-            }
-            session.read_request_body().await
-        };
-        // pingora's own time-out does not cover HTTP/2.
-        match tokio::time::timeout(self.limits.body_timeout, read).await {
-            Ok(Ok(part)) => part.map(Ok),
-            Ok(Err(_)) => Some(Err(std::io::Error::other("the body cannot be read"))),
-            Err(_) => Some(Err(std::io::ErrorKind::TimedOut.into())),
-        }
-    }
-
-    /// Reads away what the service did not, within bounds.
-    async fn drain(&self, session: &mut ServerSession) -> Option<()> {
-        if session.is_http2() || session.get_keepalive().is_none() && session.is_body_done() {
-            return Some(());
-        }
-        let mut left = DRAIN_BYTES;
-        let drained = async {
-            while let Some(part) = session.read_request_body().await.ok()? {
-                left = left.checked_sub(part.len())?;
-            }
-            Some(())
-        };
-        tokio::time::timeout(DRAIN_TIME, drained).await.ok()?
     }
 }
 
@@ -222,25 +150,31 @@ where
                 return None;
             }
         }
-        self.set_up(&mut session, *shutdown.borrow());
-        self.exchange(&mut session).await?;
+        let limits = match Connection::of(&session) {
+            Some(connection) => {
+                connection.head_done();
+                *connection.limits()
+            }
+            None => Limits::default(),
+        };
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        session.set_pipelining_enabled(true);
+        session.set_read_timeout(Some(limits.body_timeout));
+        session.set_write_timeout(Some(limits.write_timeout));
+        self.exchange(&mut session, &limits).await?;
         let settings = HttpPersistentSettings::for_session(&session);
         let reusable = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
     }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
-    }
 }
 
 fn head_of(session: &ServerSession) -> request::Parts {
-    let connection = Connection {
-        peer: session.client_addr().and_then(|a| a.as_inet()).copied(),
-        tls: session.digest().is_some_and(|d| d.ssl_digest.is_some()),
-    };
     let mut head: request::Parts = session.req_header().clone().into();
-    head.extensions.insert(connection);
+    if let Some(connection) = Connection::of(session) {
+        head.extensions.insert(connection.clone());
+    }
     head
 }
 
@@ -264,4 +198,52 @@ async fn refuse(session: &mut ServerSession, status: StatusCode, detail: &str) -
     head.insert_header(http::header::CACHE_CONTROL, "no-store").ok()?;
     head.insert_header(CONTENT_LENGTH, body.len()).ok()?;
     session.write_error_response(head, body.into()).await.ok()
+}
+
+fn check(head: &request::Parts, limits: &Limits) -> Result<(), (StatusCode, &'static str)> {
+    let bytes: usize = head.headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 4).sum();
+    let target = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
+    if head.headers.len() > limits.max_headers || bytes + target > limits.max_head_bytes {
+        return Err((
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "The request's head is too large.",
+        ));
+    }
+    if head.method == Method::CONNECT {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "Method \"CONNECT\" not allowed."));
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
+        return Err((StatusCode::BAD_REQUEST, "A Host header is required."));
+    }
+    Ok(())
+}
+
+async fn read(session: &mut ServerSession, continued: bool, limits: &Limits) -> Option<BodyResult> {
+    let read = async {
+        if !continued && session.get_header(EXPECT).is_some() {
+            session.write_continue_response().await?;
+        }
+        session.read_request_body().await
+    };
+    // pingora's own time-out does not cover HTTP/2.
+    match tokio::time::timeout(limits.body_timeout, read).await {
+        Ok(Ok(part)) => part.map(Ok),
+        Ok(Err(_)) => Some(Err(std::io::Error::other("the body cannot be read"))),
+        Err(_) => Some(Err(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Reads away what the service did not, within bounds.
+async fn drain(session: &mut ServerSession) -> Option<()> {
+    if session.is_http2() || session.get_keepalive().is_none() && session.is_body_done() {
+        return Some(());
+    }
+    let mut left = DRAIN_BYTES;
+    let drained = async {
+        while let Some(part) = session.read_request_body().await.ok()? {
+            left = left.checked_sub(part.len())?;
+        }
+        Some(())
+    };
+    tokio::time::timeout(DRAIN_TIME, drained).await.ok()?
 }
