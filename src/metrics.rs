@@ -207,6 +207,7 @@ impl Metrics {
             StoreError::Corrupt(_) => "corrupt",
             StoreError::Sealed { .. } => "sealed",
             StoreError::Conflict => "conflict",
+            StoreError::Refused(_) => "refused",
             StoreError::Unknown(_) => "unknown_outcome",
         };
         self.store_errors.with_label_values(&[store, operation, cause]).inc();

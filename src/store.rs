@@ -16,10 +16,14 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::clock::{Clock, UnixTime};
+use crate::clock::{Clock, SystemClock, UnixTime};
 use crate::entry::{Entry, EntryId, Overrides, Principal, PrincipalRef, Seed};
+use crate::metrics::Metrics;
 use crate::seal::{SealError, Sealer};
 
+mod log;
+pub mod open;
+mod private_file;
 pub mod redis;
 pub mod sqlite;
 pub mod url;
@@ -139,6 +143,9 @@ pub enum StoreError {
     /// written.
     #[error("the entry was changed by somebody else in the meantime")]
     Conflict,
+    /// The write cannot be done by any store: nothing was written.
+    #[error("the store cannot keep this: {0}")]
+    Refused(String),
     /// The write may or may not have happened.
     #[error("the outcome of the write is unknown: {0}")]
     Unknown(String),
@@ -209,6 +216,9 @@ pub trait Backend: Send + Sync + 'static {
     /// that the batch does not delete.
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError>;
 
+    /// What an operator should know about how the store is set up, as sentences for the log.
+    async fn warnings(&self) -> Vec<String>;
+
     /// A new connection for one follower.
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError>;
 }
@@ -244,13 +254,29 @@ struct Payload<'a> {
 pub struct Store {
     backend: Arc<dyn Backend>,
     sealer: Arc<Sealer>,
+    metrics: Option<Arc<Metrics>>,
+    /// What opening it found worth a warning.
+    opening: Arc<[String]>,
 }
 
 impl Store {
     /// Joins a backend and a sealer.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, sealer: Sealer) -> Self {
-        Self { backend, sealer: Arc::new(sealer) }
+        Self { backend, sealer: Arc::new(sealer), metrics: None, opening: Arc::default() }
+    }
+
+    /// Counts and times its operations there.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics: Some(metrics), ..self }
+    }
+
+    /// What an operator should know about how the store is set up, as sentences for the log.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.opening.to_vec();
+        warnings.extend(self.backend.warnings().await);
+        warnings
     }
 
     /// `sqlite` or `redis`.
@@ -264,7 +290,7 @@ impl Store {
     /// # Errors
     /// As the backend.
     pub async fn init(&self) -> Result<bool, StoreError> {
-        self.backend.init().await
+        self.timed("init", self.backend.init()).await
     }
 
     /// The entry of a principal.
@@ -272,7 +298,10 @@ impl Store {
     /// # Errors
     /// As the backend, and [`StoreError::Sealed`].
     pub async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Stored>, StoreError> {
-        self.backend.get(principal).await?.map(|row| self.open(&row)).transpose()
+        self.timed("get", self.backend.get(principal))
+            .await?
+            .map(|row| self.unseal(&row))
+            .transpose()
     }
 
     /// The entry with that number.
@@ -280,7 +309,10 @@ impl Store {
     /// # Errors
     /// As the backend, and [`StoreError::Sealed`].
     pub async fn get_by_id(&self, id: EntryId) -> Result<Option<Stored>, StoreError> {
-        self.backend.get_by_id(id).await?.map(|row| self.open(&row)).transpose()
+        self.timed("get", self.backend.get_by_id(id))
+            .await?
+            .map(|row| self.unseal(&row))
+            .transpose()
     }
 
     /// Up to `limit` entries with a larger number than `after`, in order of number.
@@ -292,7 +324,8 @@ impl Store {
         after: Option<EntryId>,
         limit: usize,
     ) -> Result<Vec<Stored>, StoreError> {
-        self.backend.list(after, limit).await?.iter().map(|row| self.open(row)).collect()
+        let rows = self.timed("list", self.backend.list(after, limit)).await?;
+        rows.iter().map(|row| self.unseal(row)).collect()
     }
 
     /// Creates an entry with a fresh number; `make` gets that number.
@@ -303,7 +336,7 @@ impl Store {
         &self,
         make: impl FnOnce(EntryId) -> Entry + Send,
     ) -> Result<(Entry, Version), StoreError> {
-        let entry = make(self.backend.reserve_id().await?);
+        let entry = make(self.timed("reserve_id", self.backend.reserve_id()).await?);
         let version = self.insert(std::slice::from_ref(&entry)).await?;
         Ok((entry, version))
     }
@@ -314,7 +347,7 @@ impl Store {
     /// [`StoreError::Conflict`] if a principal or a number is taken; else as the backend.
     pub async fn insert(&self, entries: &[Entry]) -> Result<Version, StoreError> {
         let batch: Vec<_> = entries.iter().map(|e| self.put(e, Expect::Absent)).collect();
-        self.backend.commit(&batch).await
+        self.timed("commit", self.backend.commit(&batch)).await
     }
 
     /// Replaces `old` by `new`, also under another principal; the number stays.
@@ -330,7 +363,7 @@ impl Store {
         } else {
             vec![Self::removal(old), self.put(new, Expect::Absent)]
         };
-        self.backend.commit(&batch).await
+        self.timed("commit", self.backend.commit(&batch)).await
     }
 
     /// Deletes an entry.
@@ -338,10 +371,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Conflict`] if `old` is no longer what is stored; else as the backend.
     pub async fn delete(&self, old: &Stored) -> Result<Version, StoreError> {
-        self.backend.commit(&[Self::removal(old)]).await
+        self.timed("commit", self.backend.commit(&[Self::removal(old)])).await
     }
 
-    /// A follower's connection; its rows are opened with [`Store::open`].
+    /// A follower's connection; its rows are opened with [`Store::unseal`].
     ///
     /// # Errors
     /// As the backend.
@@ -353,7 +386,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
-    pub fn open(&self, row: &Row) -> Result<Stored, StoreError> {
+    pub fn unseal(&self, row: &Row) -> Result<Stored, StoreError> {
         let payload = self
             .sealer
             .open(&row.principal, row.id, &row.blob)
@@ -378,6 +411,22 @@ impl Store {
             },
             revision: row.revision,
         })
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let Some(metrics) = &self.metrics else { return work.await };
+        let before = SystemClock.now().monotonic;
+        let result = work.await;
+        let took = SystemClock.now().monotonic.saturating_duration_since(before);
+        metrics.store_operation(self.kind(), operation, took);
+        if let Err(error) = &result {
+            metrics.store_error(self.kind(), operation, error);
+        }
+        result
     }
 
     fn put(&self, entry: &Entry, expect: Expect) -> Mutation {

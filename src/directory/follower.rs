@@ -110,7 +110,7 @@ impl Follower {
     }
 
     fn apply(&self, row: Row) {
-        match self.store.open(&row) {
+        match self.store.unseal(&row) {
             Ok(stored) => self.directory.set(&stored.entry),
             Err(error) => {
                 error!(%error, id = row.id.0, "an entry cannot be used, its principal gets 503");

@@ -1,1 +1,305 @@
-//! r
+//! The Redis backend, for Redis 6 or later and Valkey: one server, Sentinel or Cluster.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamRangeReply;
+use redis::{FromRedisValue, RedisError, TlsCertificates, Value};
+use tokio::sync::Mutex;
+use tracing::error;
+
+use super::url::RedisUrl;
+use super::{Backend, Feed, Mutation, Nonce, Row, StoreError, Version, log};
+use crate::clock::{Clock, SystemClock};
+use crate::entry::{EntryId, PrincipalRef};
+
+mod connect;
+mod error;
+mod feed;
+mod script;
+mod warnings;
+
+use connect::{Connector, Link};
+use error::{Fate, fate, store_error};
+use script::{Arguments, Keys, Script, Scripts};
+
+/// Longest wait for an answer to anything but a follower's question.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Entries that one call of the list script returns at most: scripts block the server.
+const PAGE: usize = 500;
+/// Records among which a write of unknown outcome is looked for.
+const SEARCHED_RECORDS: usize = 1_000;
+
+/// Entries in Redis.
+pub struct Redis {
+    connector: Arc<Connector>,
+    keys: Keys,
+    scripts: Scripts,
+    shared: Mutex<Shared>,
+}
+
+/// The connection that all operations share; answers come in order, so none may block on it.
+#[derive(Default)]
+struct Shared {
+    link: Option<Link>,
+    /// Counts connections, so that a failure is not blamed on a newer one.
+    number: u64,
+    /// When connecting last failed: who waited for that attempt does not make its own.
+    failed: Option<(Instant, StoreError)>,
+}
+
+impl Redis {
+    /// The store at `url`, under keys that start with `{prefix}`. Connects when it is used.
+    #[must_use]
+    pub fn new(url: RedisUrl, certificates: TlsCertificates, prefix: &str) -> Self {
+        let keys = Keys::new(prefix);
+        let connector = Arc::new(Connector::new(url, certificates, keys.meta.clone()));
+        Self { connector, keys, scripts: Scripts::new(), shared: Mutex::default() }
+    }
+
+    async fn connection(&self) -> Result<(u64, MultiplexedConnection), StoreError> {
+        let came = SystemClock.now().monotonic;
+        let mut shared = self.shared.lock().await;
+        if let Some(mut link) = shared.link.take()
+            && self.connector.confirm(&mut link).await.is_ok()
+        {
+            let conn = link.conn.clone();
+            shared.link = Some(link);
+            return Ok((shared.number, conn));
+        }
+        if let Some((_, error)) = shared.failed.as_ref().filter(|(when, _)| *when >= came) {
+            return Err(error.clone());
+        }
+        match self.connector.connect(PATIENCE).await {
+            Ok(link) => {
+                let conn = link.conn.clone();
+                shared.link = Some(link);
+                shared.number += 1;
+                Ok((shared.number, conn))
+            }
+            Err(error) => {
+                shared.failed = Some((SystemClock.now().monotonic, error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn discard(&self, number: u64) {
+        let mut shared = self.shared.lock().await;
+        if shared.number == number {
+            shared.link = None;
+        }
+    }
+
+    /// Asks something that may be asked twice.
+    async fn ask<T, F>(
+        &self,
+        question: impl Fn(MultiplexedConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        let mut again = true;
+        loop {
+            let (number, conn) = self.connection().await?;
+            let error = match question(conn).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if fate(&error) != Fate::Refused {
+                self.discard(number).await;
+                if std::mem::take(&mut again) {
+                    continue;
+                }
+            }
+            return Err(store_error(&error));
+        }
+    }
+
+    async fn ask_script<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        arguments: &Arguments,
+    ) -> Result<T, StoreError> {
+        self.ask(|mut conn| async move { evaluate(&mut conn, script, arguments).await }).await
+    }
+
+    /// Finds out, or decides, what became of a commit that was sent without getting an answer.
+    ///
+    /// Doing it again is safe: whichever of the two comes second finds its expectations broken.
+    async fn settle(&self, arguments: &Arguments, nonce: &Nonce) -> Result<Version, StoreError> {
+        let unknown = |error: StoreError| StoreError::Unknown(error.to_string());
+        if let Some(version) = self.find(nonce).await.map_err(unknown)? {
+            return Ok(version);
+        }
+        let (number, mut conn) = self.connection().await.map_err(unknown)?;
+        match evaluate(&mut conn, &self.scripts.commit, arguments).await {
+            Ok(reply) => match script::understand(reply) {
+                // The first one may have come through between the search and now.
+                Err(StoreError::Conflict) => {
+                    self.find(nonce).await.map_err(unknown)?.ok_or(StoreError::Conflict)
+                }
+                done => done.map(Version),
+            },
+            Err(error) => {
+                self.discard(number).await;
+                Err(unknown(store_error(&error)))
+            }
+        }
+    }
+
+    /// The version that a recent write with that nonce got.
+    async fn find(&self, nonce: &Nonce) -> Result<Option<Version>, StoreError> {
+        let search = redis::cmd("XREVRANGE")
+            .arg(&[&self.keys.log, "+", "-", "COUNT"])
+            .arg(SEARCHED_RECORDS)
+            .to_owned();
+        let search = &search;
+        let reply: StreamRangeReply =
+            self.ask(|mut conn| async move { search.query_async(&mut conn).await }).await?;
+        for id in reply.ids {
+            let record = feed::record(id)?;
+            if record.nonce == nonce.0 {
+                return Ok(Some(Version(record.version)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Up to `limit` rows with numbers above `after` up to `last`, in order of number.
+    async fn range(&self, after: u64, last: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let mut rows = Vec::new();
+        let mut after = after;
+        while rows.len() < limit {
+            let page = PAGE.min(limit - rows.len());
+            let arguments = script::list_arguments(&self.keys, after, last, page);
+            let reply: Vec<Value> = self.ask_script(&self.scripts.list, &arguments).await?;
+            let found = listed(reply)?;
+            let end = found.len() < page;
+            after = found.last().map_or(last, |(id, _)| id.0);
+            rows.extend(found.into_iter().filter_map(|(_, row)| row));
+            if end {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+#[async_trait]
+impl Backend for Redis {
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn init(&self) -> Result<bool, StoreError> {
+        let arguments = script::init_arguments(&self.keys);
+        let reply = self.ask_script(&self.scripts.init, &arguments).await?;
+        Ok(script::understand(reply)? == 1)
+    }
+
+    async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError> {
+        let key = self.keys.entry(&log::key_of(principal));
+        let get = redis::pipe().get(&self.keys.meta).get(&key).to_owned();
+        let get = &get;
+        let (meta, value): (Option<String>, Option<Vec<u8>>) =
+            self.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
+        script::check_meta(meta.as_deref())?;
+        Ok(value.map(|value| script::row(principal.to_owned(), &value)))
+    }
+
+    async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError> {
+        if id > EntryId::MAX {
+            return Ok(None);
+        }
+        Ok(self.range(id.0.saturating_sub(1), id.0, 1).await?.pop())
+    }
+
+    async fn list(&self, after: Option<EntryId>, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let after = after.map_or(0, |id| id.min(EntryId::MAX).0);
+        self.range(after, EntryId::MAX.0, limit).await
+    }
+
+    async fn reserve_id(&self) -> Result<EntryId, StoreError> {
+        let arguments = script::reserve_arguments(&self.keys);
+        let reply = self.ask_script(&self.scripts.reserve, &arguments).await?;
+        script::understand(reply).map(EntryId)
+    }
+
+    async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError> {
+        log::check(batch)?;
+        let nonce = Nonce::random();
+        let arguments = script::commit_arguments(&self.keys, batch, &nonce);
+        let (number, mut conn) = self.connection().await?;
+        let first = evaluate(&mut conn, &self.scripts.commit, &arguments).await;
+        let error = match first {
+            Ok(reply) => return script::understand(reply).map(Version),
+            Err(error) => error,
+        };
+        match fate(&error) {
+            Fate::Refused => return Err(store_error(&error)),
+            Fate::Elsewhere => {
+                self.discard(number).await;
+                let (_, mut conn) = self.connection().await?;
+                match evaluate(&mut conn, &self.scripts.commit, &arguments).await {
+                    Ok(reply) => return script::understand(reply).map(Version),
+                    Err(error) if fate(&error) == Fate::Silent => {}
+                    Err(error) => return Err(store_error(&error)),
+                }
+            }
+            Fate::Silent => self.discard(number).await,
+        }
+        self.settle(&arguments, &nonce).await
+    }
+
+    async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
+        let link = self.connector.connect(feed::PATIENCE).await?;
+        let feed = feed::RedisFeed::new(link, self.connector.clone(), self.keys.clone(), clock);
+        Ok(Box::new(feed))
+    }
+
+    async fn warnings(&self) -> Vec<String> {
+        warnings::look(self).await
+    }
+}
+
+async fn evaluate<T: FromRedisValue>(
+    conn: &mut MultiplexedConnection,
+    script: &Script,
+    arguments: &Arguments,
+) -> Result<T, RedisError> {
+    match script.call(true, arguments).query_async(conn).await {
+        Err(error) if error.code() == Some("NOSCRIPT") => {
+            script.call(false, arguments).query_async(conn).await
+        }
+        answer => answer,
+    }
+}
+
+/// What the list script found: numbers, and rows where there are usable ones.
+fn listed(reply: Vec<Value>) -> Result<Vec<(EntryId, Option<Row>)>, StoreError> {
+    let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+    let Some((_, found)) = reply.split_first().filter(|(word, _)| text(word) == "ok") else {
+        return Err(script::understand(reply.iter().map(text).collect())
+            .err()
+            .unwrap_or(StoreError::NotInitialised));
+    };
+    let row = |found: &[Value]| {
+        let id = number(&text(&found[1]))?;
+        let principal = log::principal_of(&text(&found[0]));
+        if principal.is_none() {
+            error!(id = id.0, "a stored entry has an impossible name or realm, it is passed over");
+        }
+        let value: Option<Vec<u8>> = redis::from_redis_value_ref(&found[2]).ok().flatten();
+        Some((id, principal.zip(value).map(|(principal, value)| script::row(principal, &value))))
+    };
+    let odd = || StoreError::Corrupt("a number of an entry is none".into());
+    found.chunks_exact(3).map(|found| row(found).ok_or_else(odd)).collect()
+}
+
+/// A score of `ids`.
+fn number(score: &str) -> Option<EntryId> {
+    score.parse().ok().filter(|id| *id <= EntryId::MAX.0).map(EntryId)
+}

@@ -1,1 +1,190 @@
-//! r
+//! The SQLite backend: one file, write-ahead log, readable and writable by several processes.
+//!
+//! SQLite blocks, so nothing here touches a connection outside [`tokio::task::spawn_blocking`]. Reads
+//! and writes have one connection each, used in turn; every follower has its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::{Backend, Feed, Mutation, Row, StoreError, Version, private_file};
+use crate::clock::Clock;
+use crate::entry::{EntryId, PrincipalRef};
+
+mod feed;
+mod file;
+mod rows;
+
+use file::Db;
+
+/// Entries in an SQLite file.
+pub struct Sqlite {
+    path: PathBuf,
+    reads: Arc<Lane>,
+    writes: Arc<Lane>,
+    wake: Arc<Wake>,
+}
+
+impl Sqlite {
+    /// The store in the file `path`, which need not exist yet.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        // A later change of the working directory must not move the store.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self { path, reads: Arc::default(), writes: Arc::default(), wake: Arc::default() }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let path = self.path.clone();
+        self.reads.clone().take_turn(move |slot| with_db(slot, &path, work)).await
+    }
+}
+
+#[async_trait]
+impl Backend for Sqlite {
+    fn kind(&self) -> &'static str {
+        "sqlite"
+    }
+
+    async fn init(&self) -> Result<bool, StoreError> {
+        let path = self.path.clone();
+        self.writes.clone().take_turn(move |_| file::init(&path)).await
+    }
+
+    async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError> {
+        let principal = principal.to_owned();
+        self.read(move |conn| rows::of_principal(conn, &principal)).await
+    }
+
+    async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError> {
+        self.read(move |conn| rows::of_id(conn, id)).await
+    }
+
+    async fn list(&self, after: Option<EntryId>, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.read(move |conn| rows::after(conn, after, limit)).await
+    }
+
+    async fn reserve_id(&self) -> Result<EntryId, StoreError> {
+        let path = self.path.clone();
+        let work = move |slot: &mut _| with_db(slot, &path, |conn| rows::reserve_id(conn));
+        self.writes.clone().take_turn(work).await
+    }
+
+    async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError> {
+        super::log::check(batch)?;
+        let (path, batch, wake) = (self.path.clone(), batch.to_vec(), self.wake.clone());
+        let work = move |slot: &mut Option<Db>| {
+            let version = with_db(slot, &path, |conn| rows::commit(conn, &batch))?;
+            // Had the file been replaced since the check before, this write would be in the old one.
+            if let Some(Err(error)) = slot.as_ref().map(Db::check_in_place) {
+                return Err(StoreError::Unknown(error.to_string()));
+            }
+            wake.ring();
+            Ok(version)
+        };
+        self.writes.clone().take_turn(work).await
+    }
+
+    async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
+        let path = self.path.clone();
+        let db = blocking(move || Db::open(&path)).await?;
+        Ok(Box::new(feed::SqliteFeed::new(db, self.wake.clone(), clock)))
+    }
+
+    async fn warnings(&self) -> Vec<String> {
+        let path = self.path.display();
+        let open = private_file::is_world_readable(&self.path);
+        open.then(|| format!("every user of this machine may read {path}: `chmod 600` it"))
+            .into_iter()
+            .collect()
+    }
+}
+
+/// One connection and the turn to use it.
+struct Lane {
+    turn: Arc<Semaphore>,
+    db: Mutex<Option<Db>>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), db: Mutex::new(None) }
+    }
+}
+
+impl Lane {
+    /// Does `work` when the connection is free, even if the caller goes away meanwhile.
+    async fn take_turn<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&mut Option<Db>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        // Waiting takes a place in this queue, not a blocking thread.
+        let turn = tokio::time::timeout(file::BUSY_TIMEOUT, self.turn.clone().acquire_owned());
+        let Ok(Ok(turn)) = turn.await else {
+            return Err(StoreError::Unreachable("too many operations wait for it".into()));
+        };
+        blocking(move || {
+            let _turn = turn;
+            work(&mut self.db.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+        .await
+    }
+}
+
+/// Does `work` on the slot's connection, opening it if there is none or the file was replaced.
+fn with_db<T>(
+    slot: &mut Option<Db>,
+    path: &Path,
+    work: impl FnOnce(&mut Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let kept = slot.take().filter(|db| db.check_in_place().is_ok());
+    let mut db = match kept {
+        Some(db) => db,
+        None => Db::open(path)?,
+    };
+    let result = work(&mut db.conn);
+    // After any real trouble the next operation starts afresh.
+    if matches!(result, Ok(_) | Err(StoreError::Conflict | StoreError::Refused(_))) {
+        *slot = Some(db);
+    }
+    result
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(StoreError::Unknown(format!("its worker ended early ({error})")))
+    })
+}
+
+/// Wakes this process's followers at its own commits, so that they need not wait for their next look.
+#[derive(Default)]
+struct Wake {
+    commits: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Wake {
+    fn ring(&self) {
+        *self.commits.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.rung.notify_all();
+    }
+
+    fn commits(&self) -> u64 {
+        *self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there are other than `seen` commits, at most `limit`.
+    fn wait(&self, seen: u64, limit: Duration) {
+        let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.rung.wait_timeout_while(commits, limit, |now| *now == seen);
+    }
+}

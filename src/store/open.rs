@@ -1,0 +1,279 @@
+//! Makes a [`Store`] from its settings: reads keys and certificates, builds the backend. Nothing
+//! connects yet.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redis::{ClientTlsConfig, ConnectionAddr, TlsCertificates};
+use zeroize::Zeroizing;
+
+use super::redis::Redis;
+use super::sqlite::Sqlite;
+use super::url::{RedisUrl, StoreUrl};
+use super::{Backend, Store, private_file};
+use crate::config::{Sealing, StoreConfig};
+use crate::seal::{SealError, Sealer};
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A key or certificate file cannot be read or made.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// A key file holds no key.
+    #[error("{} {cause}", path.display())]
+    Key {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        cause: SealError,
+    },
+    /// A key that was given directly is none.
+    #[error("`store.key` {0}")]
+    GivenKey(SealError),
+    /// The database is there, its key is not.
+    #[error(
+        "the sealing key {} is missing, though the database {} is there: restore the key from a backup, without it no entry opens",
+        key.display(), database.display()
+    )]
+    KeyLost {
+        /// The missing key file.
+        key: PathBuf,
+        /// The database that it belongs to.
+        database: PathBuf,
+    },
+    /// Certificates for TLS to Redis that cannot be used.
+    #[error("certificates for `{url}`: {cause}")]
+    Tls {
+        /// The URL without its password.
+        url: String,
+        /// Why.
+        cause: String,
+    },
+    /// A prefix of keys that would break the hash tag.
+    #[error("`store.prefix` must be 1 to 64 visible ASCII characters without braces")]
+    Prefix,
+}
+
+/// Where the sealing key of an SQLite store is if none is named: `<database>.key`.
+#[must_use]
+pub fn default_key_file(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".key");
+    path.into()
+}
+
+impl Store {
+    /// Builds the store that `config` describes. A missing sealing key is made only where the
+    /// settings allow it and the SQLite database does not exist yet. Connects to nothing.
+    ///
+    /// # Errors
+    /// Files that are missing or useless. No error shows a secret.
+    pub fn open(config: &StoreConfig) -> Result<Self, OpenError> {
+        let mut warnings = Vec::new();
+        let sealer = sealer(config, &mut warnings)?;
+        let backend: Arc<dyn Backend> = match &config.url {
+            StoreUrl::Sqlite(path) => Arc::new(Sqlite::new(path)),
+            StoreUrl::Redis(url) => {
+                check_prefix(&config.prefix)?;
+                let certificates = certificates(config, url)?;
+                Arc::new(Redis::new(url.clone(), certificates, &config.prefix))
+            }
+        };
+        Ok(Self { opening: warnings.into(), ..Self::new(backend, sealer) })
+    }
+}
+
+fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, OpenError> {
+    let (path, old) = match &config.sealing {
+        Sealing::Off => {
+            warnings.push("entries are stored unsealed: who reads the store has all seeds".into());
+            return Ok(Sealer::off());
+        }
+        Sealing::Key(key) => return Sealer::new(key.expose(), &[]).map_err(OpenError::GivenKey),
+        Sealing::KeyFile { path, old, make } => {
+            if let (true, StoreUrl::Sqlite(database)) = (*make, &config.url) {
+                make_key(path, database)?;
+            }
+            (path, old)
+        }
+    };
+    let files: Vec<&PathBuf> = std::iter::once(path).chain(old).collect();
+    let mut keys = Vec::new();
+    for path in &files {
+        let key = read(path).map(Zeroizing::new)?;
+        // One by one, so that the error can say which file it is.
+        let bad = |cause| OpenError::Key { path: path.to_path_buf(), cause };
+        let text = std::str::from_utf8(&key).map_err(|_| bad(SealError::BadKey))?;
+        Sealer::new(text, &[]).map_err(bad)?;
+        keys.push(Zeroizing::new(text.to_owned()));
+        // Not refused: Kubernetes mounts secrets with mode 0644 unless told otherwise.
+        if private_file::is_world_readable(path) {
+            let path = path.display();
+            warnings.push(format!("every user of this machine may read the sealing key {path}"));
+        }
+    }
+    let texts: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
+    Sealer::new(texts[0], &texts[1..]).map_err(|cause| OpenError::Key { path: path.clone(), cause })
+}
+
+/// Makes the key of a new database, unless it is there.
+fn make_key(key: &Path, database: &Path) -> Result<(), OpenError> {
+    let exists = |path: &Path| {
+        path.try_exists().map_err(|cause| OpenError::File { path: path.to_owned(), cause })
+    };
+    // In this order: another process that starts now makes the key before the database.
+    let has_database = exists(database)?;
+    if exists(key)? {
+        return Ok(());
+    }
+    if has_database {
+        return Err(OpenError::KeyLost { key: key.to_owned(), database: database.to_owned() });
+    }
+    let text = Zeroizing::new(format!("{}\n", *Sealer::random_key()));
+    private_file::create(key, text.as_bytes())
+        .map(drop)
+        .map_err(|cause| OpenError::File { path: key.to_owned(), cause })
+}
+
+fn check_prefix(prefix: &str) -> Result<(), OpenError> {
+    let good = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
+    let fits = (1..=64).contains(&prefix.len()) && prefix.chars().all(good);
+    if fits { Ok(()) } else { Err(OpenError::Prefix) }
+}
+
+fn certificates(config: &StoreConfig, url: &RedisUrl) -> Result<TlsCertificates, OpenError> {
+    let root_cert = config.ca_file.as_deref().map(read).transpose()?;
+    let client_tls = match &config.client_tls {
+        None => None,
+        Some(files) => Some(ClientTlsConfig {
+            client_cert: read(&files.cert_file)?,
+            client_key: read(&files.key_file)?,
+        }),
+    };
+    let certificates = TlsCertificates { client_tls, root_cert };
+    if url.tls {
+        // Connecting would find it too, but a start with useless files should fail.
+        let (host, port) = ("localhost".to_owned(), 1);
+        let anywhere = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+        redis::Client::build_with_tls(anywhere, certificates.clone())
+            .map_err(|cause| OpenError::Tls { url: url.to_string(), cause: cause.to_string() })?;
+    }
+    Ok(certificates)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
+    std::fs::read(path).map_err(|cause| OpenError::File { path: path.to_owned(), cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TlsFiles;
+    use crate::secret::Secret;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    fn config(url: &str, sealing: Sealing) -> StoreConfig {
+        StoreConfig {
+            url: StoreUrl::parse(url).unwrap(),
+            max_stale: Duration::from_secs(15),
+            prefix: "otpgate".into(),
+            sealing,
+            ca_file: None,
+            client_tls: None,
+        }
+    }
+
+    fn key_file(path: &Path, make: bool) -> Sealing {
+        Sealing::KeyFile { path: path.to_owned(), old: Vec::new(), make }
+    }
+
+    /// The error as operators see it.
+    fn refusal(config: &StoreConfig) -> String {
+        Store::open(config).map(|_| ()).expect_err("it should be refused").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_new_sqlite_store_gets_a_private_key_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("o.db");
+        let key = default_key_file(&database);
+        assert_eq!(key, dir.path().join("o.db.key"));
+        let config = config(&format!("sqlite:{}", database.display()), key_file(&key, true));
+
+        let store = Store::open(&config).unwrap();
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        let text = fs::read(&key).unwrap();
+        assert!(store.init().await.unwrap());
+        assert_eq!(store.warnings().await, Vec::<String>::new());
+
+        Store::open(&config).unwrap();
+        assert_eq!(fs::read(&key).unwrap(), text, "the key is not replaced");
+
+        fs::remove_file(&key).unwrap();
+        let lost = refusal(&config);
+        assert!(lost.contains("is missing, though the database"), "{lost}");
+        assert!(!key.exists(), "no other key is made for a database that exists");
+    }
+
+    #[test]
+    fn a_key_is_made_only_where_the_settings_allow_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let sqlite = format!("sqlite:{}", dir.path().join("o.db").display());
+        assert!(refusal(&config(&sqlite, key_file(&key, false))).contains("No such file"));
+        assert!(refusal(&config("redis://h", key_file(&key, true))).contains("No such file"));
+        assert!(!key.exists());
+    }
+
+    #[tokio::test]
+    async fn bad_keys_are_named_and_public_ones_warned_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, bad) = (dir.path().join("good"), dir.path().join("bad"));
+        fs::write(&good, &*Sealer::random_key()).unwrap();
+        fs::set_permissions(&good, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&bad, b"s3cr3t").unwrap();
+        let with = |path: &Path, old: &[&Path]| {
+            let old = old.iter().map(|path| path.to_path_buf()).collect();
+            config("sqlite:x", Sealing::KeyFile { path: path.to_owned(), old, make: false })
+        };
+        for refused in [with(&bad, &[]), with(&good, &[&bad])] {
+            let text = refusal(&refused);
+            assert!(text.contains("/bad is not a sealing key"), "{text}");
+            assert!(!text.contains("s3cr3t"), "{text}");
+        }
+        let warnings = Store::open(&with(&good, &[])).unwrap().warnings().await;
+        assert!(warnings[0].contains("may read the sealing key"), "{warnings:?}");
+
+        let given = |key: &str| config("sqlite:x", Sealing::Key(Secret::new(key.into())));
+        assert!(Store::open(&given(&Sealer::random_key())).is_ok());
+        assert!(!refusal(&given("s3cr3t")).contains("s3cr3t"));
+    }
+
+    #[test]
+    fn prefixes_and_certificates_are_checked() {
+        let mut config = config("rediss://h", Sealing::Off);
+        assert!(Store::open(&config).is_ok());
+        for prefix in ["", "a b", "{a}", "a}", "ü"] {
+            config.prefix = prefix.into();
+            assert!(matches!(Store::open(&config), Err(OpenError::Prefix)), "{prefix:?}");
+        }
+        config.prefix = "otpgate".into();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pem");
+        config.ca_file = Some(file.clone());
+        assert!(matches!(Store::open(&config), Err(OpenError::File { .. })));
+        fs::write(&file, "junk").unwrap();
+        config.ca_file = None;
+        config.client_tls = Some(TlsFiles { cert_file: file.clone(), key_file: file });
+        assert!(matches!(Store::open(&config), Err(OpenError::Tls { .. })));
+    }
+}

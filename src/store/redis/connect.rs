@@ -1,0 +1,274 @@
+//! Finds the server to talk to, and connects to it.
+//!
+//! Every connection is a plain one to a server that says that it is a primary. On a Cluster all keys
+//! of a store share one slot, so its owner is all that is needed; this avoids redis-rs's cluster
+//! client, its retries and its sharing of blocked connections. With Sentinel, the primary is asked
+//! for at every connect and again every few seconds: a primary that was cut off does not know that
+//! there is a new one, and would prove old contents current.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, TlsCertificates, Value,
+};
+
+use super::error::store_error;
+use crate::clock::{Clock, SystemClock};
+use crate::store::StoreError;
+use crate::store::url::{RedisUrl, Topology};
+
+/// Longest time to connect to one server, TLS and AUTH included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long data may stay unacknowledged by the other side's kernel.
+const USER_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How often Sentinel is asked whether the primary is still the same.
+const SENTINEL_INTERVAL: Duration = Duration::from_secs(5);
+/// Nodes of a cluster that are remembered beside the configured ones.
+const MAX_KNOWN_NODES: usize = 64;
+
+type Node = (String, u16);
+
+/// A connection to the primary.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) conn: MultiplexedConnection,
+    node: Option<Node>,
+    asked: Instant,
+}
+
+/// Makes connections.
+pub(super) struct Connector {
+    url: RedisUrl,
+    certificates: TlsCertificates,
+    /// Any key of the store: says which slot of a cluster it is in.
+    slot_key: String,
+    known: Mutex<Vec<Node>>,
+}
+
+impl Connector {
+    pub(super) fn new(url: RedisUrl, certificates: TlsCertificates, slot_key: String) -> Self {
+        // redis-rs takes the process's default provider and panics without one; somebody else may
+        // have installed it before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { url, certificates, slot_key, known: Mutex::default() }
+    }
+
+    /// Connects to the primary; answers on the connection may take `patience`.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<Link, StoreError> {
+        match &self.url.topology {
+            Topology::Single(host, port) => {
+                let node = (host.clone(), *port);
+                self.primary(self.address(&node), Some(node), patience).await
+            }
+            Topology::Unix(path) => {
+                self.primary(ConnectionAddr::Unix(path.clone()), None, patience).await
+            }
+            Topology::Sentinel { nodes, service } => {
+                self.through_sentinels(nodes, service, patience).await
+            }
+            Topology::Cluster(seeds) => self.slot_owner(seeds, patience).await,
+        }
+    }
+
+    /// Makes sure, if the last time is long ago, that the primary is still the one of `link`.
+    ///
+    /// # Errors
+    /// If it is another one, or no Sentinel answers: nobody can tell then.
+    pub(super) async fn confirm(&self, link: &mut Link) -> Result<(), StoreError> {
+        let Topology::Sentinel { nodes, service } = &self.url.topology else { return Ok(()) };
+        let now = SystemClock.now().monotonic;
+        if now.saturating_duration_since(link.asked) < SENTINEL_INTERVAL {
+            return Ok(());
+        }
+        let mut trouble = no_nodes();
+        for sentinel in nodes {
+            match self.ask_sentinel(sentinel, service).await {
+                Ok(node) if Some(&node) == link.node.as_ref() => {
+                    link.asked = now;
+                    return Ok(());
+                }
+                Ok(_) => return Err(StoreError::Unreachable("there is a new primary".into())),
+                Err(error) => trouble = error,
+            }
+        }
+        Err(trouble)
+    }
+
+    async fn through_sentinels(
+        &self,
+        nodes: &[Node],
+        service: &str,
+        patience: Duration,
+    ) -> Result<Link, StoreError> {
+        let mut trouble = no_nodes();
+        for sentinel in nodes {
+            let found = match self.ask_sentinel(sentinel, service).await {
+                Ok(node) => self.primary(self.address(&node), Some(node), patience).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(link) => return Ok(link),
+                Err(error) => trouble = error,
+            }
+        }
+        Err(trouble)
+    }
+
+    async fn ask_sentinel(&self, sentinel: &Node, service: &str) -> Result<Node, StoreError> {
+        let query = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(service).to_owned();
+        let ask = async |login: RedisConnectionInfo| -> Result<Option<Node>, RedisError> {
+            let mut conn = self.dial(self.address(sentinel), login, CONNECT_TIMEOUT).await?;
+            query.query_async(&mut conn).await
+        };
+        let anonymous = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let mut answer = ask(anonymous).await;
+        // Sentinels usually take no password, and refuse one that they do not want.
+        if answer.as_ref().is_err_and(|error| error.code() == Some("NOAUTH")) {
+            answer = ask(self.login(0)).await;
+        }
+        answer
+            .map_err(|error| store_error(&error))?
+            .ok_or_else(|| StoreError::Unreachable("its Sentinel does not know the primary".into()))
+    }
+
+    async fn slot_owner(&self, seeds: &[Node], patience: Duration) -> Result<Link, StoreError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut trouble = no_nodes();
+        for node in known.iter().chain(seeds.iter().filter(|node| !known.contains(node))) {
+            let found = match self.ask_cluster(node).await {
+                Ok(owner) => self.primary(self.address(&owner), Some(owner), patience).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(link) => return Ok(link),
+                Err(error) => trouble = error,
+            }
+        }
+        Err(trouble)
+    }
+
+    /// Which node owns the store's slot, in the eyes of `node`. Remembers the other primaries.
+    async fn ask_cluster(&self, node: &Node) -> Result<Node, StoreError> {
+        let ask = async || -> Result<(u64, Vec<Vec<Value>>), RedisError> {
+            let mut conn = self.dial(self.address(node), self.login(0), CONNECT_TIMEOUT).await?;
+            redis::pipe()
+                .cmd("CLUSTER")
+                .arg("KEYSLOT")
+                .arg(&self.slot_key)
+                .cmd("CLUSTER")
+                .arg("SLOTS")
+                .query_async(&mut conn)
+                .await
+        };
+        let (slot, ranges) = ask().await.map_err(|error| store_error(&error))?;
+        let ranges: Vec<_> = ranges.iter().filter_map(|range| slot_range(range, node)).collect();
+        let mut primaries: Vec<_> = ranges.iter().map(|(_, primary)| primary.clone()).collect();
+        primaries.sort();
+        primaries.dedup();
+        primaries.truncate(MAX_KNOWN_NODES);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = primaries;
+        ranges
+            .into_iter()
+            .find(|(slots, _)| slots.contains(&slot))
+            .map(|(_, owner)| owner)
+            .ok_or_else(|| StoreError::Unreachable("no node of the cluster has its slot".into()))
+    }
+
+    /// Connects to a server that says that it is a primary.
+    async fn primary(
+        &self,
+        address: ConnectionAddr,
+        node: Option<Node>,
+        patience: Duration,
+    ) -> Result<Link, StoreError> {
+        let asked = SystemClock.now().monotonic;
+        let connect = async || -> Result<_, RedisError> {
+            let mut conn = self.dial(address, self.login(self.url.database), patience).await?;
+            let hello = redis::cmd("HELLO").query_async(&mut conn).await?;
+            Ok((conn, hello))
+        };
+        let (conn, hello): (_, Value) = connect().await.map_err(|error| store_error(&error))?;
+        check_role(&hello)?;
+        Ok(Link { conn, node, asked })
+    }
+
+    async fn dial(
+        &self,
+        address: ConnectionAddr,
+        login: RedisConnectionInfo,
+        patience: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+            .set_user_timeout(USER_TIMEOUT);
+        let info = address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp);
+        let client = Client::build_with_tls(info, self.certificates.clone())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(patience));
+        client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    fn address(&self, (host, port): &Node) -> ConnectionAddr {
+        let (host, port) = (host.clone(), *port);
+        match self.url.tls {
+            true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+            false => ConnectionAddr::Tcp(host, port),
+        }
+    }
+
+    fn login(&self, database: i64) -> RedisConnectionInfo {
+        let mut login = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
+        if let Some(username) = &self.url.username {
+            login = login.set_username(username);
+        }
+        if let Some(password) = &self.url.password {
+            login = login.set_password(password.expose());
+        }
+        login
+    }
+}
+
+fn no_nodes() -> StoreError {
+    StoreError::Unreachable("no server is configured".into())
+}
+
+/// Refuses a replica by its answer to `HELLO`: it may be cut off from its primary without knowing.
+pub(super) fn check_role(hello: &Value) -> Result<(), StoreError> {
+    let text = |value: &Value| redis::from_redis_value_ref::<String>(value).ok();
+    let role = match hello {
+        Value::Array(items) => items
+            .chunks_exact(2)
+            .find(|pair| text(&pair[0]).as_deref() == Some("role"))
+            .and_then(|pair| text(&pair[1])),
+        _ => None,
+    };
+    match role.as_deref() {
+        Some("master" | "primary") => Ok(()),
+        Some(_) => Err(StoreError::Unreachable("the server is a replica, not a primary".into())),
+        None => Err(StoreError::Corrupt("Redis does not tell its role (before version 6?)".into())),
+    }
+}
+
+/// Slots and primary of one element of `CLUSTER SLOTS`: start, end, primary, replicas.
+fn slot_range(range: &[Value], asked: &Node) -> Option<(std::ops::RangeInclusive<u64>, Node)> {
+    let [Value::Int(start), Value::Int(end), Value::Array(primary), ..] = range else {
+        return None;
+    };
+    let [host, Value::Int(port), ..] = primary.as_slice() else { return None };
+    // An empty or unknown name means: the one that you are talking to.
+    let host = redis::from_redis_value_ref::<Option<String>>(host)
+        .ok()?
+        .filter(|host| !host.is_empty() && host != "?")
+        .unwrap_or_else(|| asked.0.clone());
+    let host = host.parse::<IpAddr>().map_or(host, |ip| ip.to_string());
+    let slots = u64::try_from(*start).ok()?..=u64::try_from(*end).ok()?;
+    Some((slots, (host, u16::try_from(*port).ok()?)))
+}

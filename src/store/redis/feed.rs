@@ -1,0 +1,245 @@
+//! A follower's connection: reads the change log with blocking `XREAD`, and checks that nothing was
+//! missed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
+use redis::{FromRedisValue, Pipeline, RedisError, Value};
+use tracing::error;
+
+use super::connect::{Connector, Link, check_role};
+use super::error::store_error;
+use super::number;
+use super::script::{self, Keys};
+use crate::clock::Clock;
+use crate::entry::EntryId;
+use crate::store::log::{self, Chain, RETENTION, Record};
+use crate::store::{Feed, Nonce, Position, Row, Step, StoreError, Version};
+
+/// How long the server waits for news.
+const BLOCK: Duration = Duration::from_millis(500);
+/// Longest wait for any answer on a follower's connection.
+pub(super) const PATIENCE: Duration = BLOCK.saturating_add(Duration::from_secs(1));
+/// Records of one `XREAD`.
+const RECORDS: usize = 1_000;
+/// Keys of one `MGET`, and entries of one step of a full load.
+const GROUP: usize = 1_000;
+
+pub(super) struct RedisFeed {
+    link: Link,
+    connector: Arc<Connector>,
+    keys: Keys,
+    clock: Arc<dyn Clock>,
+    /// Nothing was asked on this connection yet: the first answer should not wait for news.
+    fresh: bool,
+}
+
+impl RedisFeed {
+    pub(super) fn new(
+        link: Link,
+        connector: Arc<Connector>,
+        keys: Keys,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { link, connector, keys, clock, fresh: true }
+    }
+
+    async fn ask<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, StoreError> {
+        let answer: Result<T, RedisError> = pipeline.query_async(&mut self.link.conn).await;
+        answer.map_err(|error| store_error(&error))
+    }
+
+    /// The end of the log, from a server that is a primary and holds a store.
+    async fn tail(&mut self) -> Result<Position, StoreError> {
+        let question = redis::pipe()
+            .cmd("HELLO")
+            .get(&self.keys.meta)
+            .cmd("HMGET")
+            .arg(&[&self.keys.head, "v", "n"])
+            .cmd("XREVRANGE")
+            .arg(&[&self.keys.log, "+", "-", "COUNT", "1"])
+            .to_owned();
+        type Answer = (Value, Option<String>, (Option<u64>, Option<String>), StreamRangeReply);
+        let (hello, meta, head, log): Answer = self.ask(&question).await?;
+        check_role(&hello)?;
+        script::check_meta(meta.as_deref())?;
+        let (Some(version), Some(nonce)) = head else {
+            return Err(script::headless());
+        };
+        let head = Position { version: Version(version), nonce: Nonce(nonce) };
+        let last = log.ids.into_iter().next().map(record).transpose()?;
+        // As the commit script does: a log that was cut is behind `head`, never ahead for long.
+        Ok(match last {
+            Some(last) if last.version >= version => {
+                Position { version: Version(last.version), nonce: Nonce(last.nonce) }
+            }
+            _ => head,
+        })
+    }
+
+    async fn records(
+        &mut self,
+        after: Version,
+        block: Option<Duration>,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut question = redis::pipe();
+        question.cmd("XREAD").arg("COUNT").arg(RECORDS);
+        if let Some(block) = block {
+            question.arg("BLOCK").arg(block.as_millis() as u64);
+        }
+        question.arg("STREAMS").arg(&self.keys.log).arg(format!("{after}-0"));
+        let (reply,): (StreamReadReply,) = self.ask(&question).await?;
+        reply.keys.into_iter().flat_map(|key| key.ids).map(record).collect()
+    }
+
+    /// The rows of `members` as they are now, or later; the store was there after they were read.
+    async fn rows(&mut self, members: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut question = redis::pipe();
+        question.cmd("MGET");
+        for member in members {
+            question.arg(self.keys.entry(member));
+        }
+        question.cmd("HELLO").get(&self.keys.meta);
+        type Answer = (Vec<Option<Vec<u8>>>, Value, Option<String>);
+        let (values, hello, meta): Answer = self.ask(&question).await?;
+        check_role(&hello)?;
+        script::check_meta(meta.as_deref())?;
+        if values.len() != members.len() {
+            return Err(StoreError::Corrupt("MGET answered with too few values".into()));
+        }
+        Ok(values)
+    }
+
+    async fn changes(&mut self, chain: Chain, as_of: Instant) -> Result<Step, StoreError> {
+        let members: Vec<_> = chain.keys.into_iter().collect();
+        let mut rows = Vec::with_capacity(members.len());
+        for group in members.chunks(GROUP) {
+            let values = self.rows(group).await?;
+            for (member, value) in group.iter().zip(values) {
+                let principal = log::principal_of(member)
+                    .ok_or_else(|| StoreError::Corrupt("the change log names no entry".into()))?;
+                let row = value.map(|value| script::row(principal.clone(), &value));
+                rows.push((principal, row));
+            }
+        }
+        Ok(Step::Changed { rows, position: chain.position, as_of })
+    }
+
+    /// Entries with numbers above `after`, by number.
+    async fn members(&mut self, after: u64) -> Result<Vec<(String, String)>, StoreError> {
+        let mut question = redis::pipe();
+        question
+            .cmd("ZRANGEBYSCORE")
+            .arg(&self.keys.ids)
+            .arg(format!("({after}"))
+            .arg("+inf")
+            .arg(&["WITHSCORES", "LIMIT", "0"])
+            .arg(GROUP);
+        let (members,): (Vec<(String, String)>,) = self.ask(&question).await?;
+        Ok(members)
+    }
+
+    /// Those of `missing` that should be there: evicted, or deleted by hand. What was properly deleted
+    /// since they were listed is in the log and not in the set any more.
+    async fn vanished(&mut self, missing: &[(String, EntryId)]) -> Result<Vec<Row>, StoreError> {
+        let mut question = redis::pipe();
+        for (member, _) in missing {
+            question.zscore(&self.keys.ids, member);
+        }
+        let scores: Vec<Option<String>> = self.ask(&question).await?;
+        let gone = missing.iter().zip(scores).filter(|(_, score)| score.is_some());
+        Ok(gone
+            .filter_map(|((member, id), _)| {
+                Some(script::broken_row(log::principal_of(member)?, *id))
+            })
+            .collect())
+    }
+}
+
+#[async_trait]
+impl Feed for RedisFeed {
+    /// Walks the set of all entries, which every write changes together with the entries themselves:
+    /// an entry that is in the set when the walk begins is either read or in the log after the
+    /// returned position.
+    async fn load(
+        &mut self,
+        take: &mut (dyn FnMut(Row) + Send),
+    ) -> Result<(Position, Instant), StoreError> {
+        self.connector.confirm(&mut self.link).await?;
+        let as_of = self.clock.now().monotonic;
+        let position = self.tail().await?;
+        let mut after = 0;
+        loop {
+            let members = self.members(after).await?;
+            let ids: Option<Vec<_>> = members.iter().map(|(_, score)| number(score)).collect();
+            let ids = ids.ok_or_else(|| StoreError::Corrupt("an entry's number is none".into()))?;
+            let Some(last) = ids.last() else { break };
+            after = last.0;
+            let names: Vec<_> = members.into_iter().map(|(member, _)| member).collect();
+            let values = self.rows(&names).await?;
+            let mut missing = Vec::new();
+            for ((member, id), value) in names.into_iter().zip(ids).zip(values) {
+                match (log::principal_of(&member), value) {
+                    (Some(principal), Some(value)) => take(script::row(principal, &value)),
+                    (Some(_), None) => missing.push((member, id)),
+                    (None, _) => {
+                        error!(id = id.0, "a stored entry has an impossible name or realm")
+                    }
+                }
+            }
+            if !missing.is_empty() {
+                self.vanished(&missing).await?.into_iter().for_each(&mut *take);
+            }
+        }
+        self.fresh = false;
+        Ok((position, as_of))
+    }
+
+    async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
+        self.connector.confirm(&mut self.link).await?;
+        let mut chain = Chain::from(position);
+        let mut block = (!std::mem::take(&mut self.fresh)).then_some(BLOCK);
+        let mut as_of = self.clock.now().monotonic;
+        let mut behind = false;
+        loop {
+            let records = self.records(chain.position.version, block.take()).await?;
+            let more = records.len() >= RECORDS;
+            for record in records {
+                if let Err(why) = chain.push(record) {
+                    return Ok(Step::Lost(why));
+                }
+            }
+            if chain.keys.len() as u64 > RETENTION {
+                return Ok(Step::Lost("too far behind the change log"));
+            }
+            if more {
+                continue;
+            }
+            if chain.position != *position {
+                return self.changes(chain, as_of).await;
+            }
+            as_of = self.clock.now().monotonic;
+            let tail = self.tail().await?;
+            if tail == *position {
+                return Ok(Step::Current { as_of });
+            }
+            // A record may have come since XREAD returned: then the next one returns it.
+            if tail.version <= position.version || std::mem::replace(&mut behind, true) {
+                return Ok(Step::Lost("the change log is not the one that was followed so far"));
+            }
+        }
+    }
+}
+
+/// A record of the log.
+pub(super) fn record(id: StreamId) -> Result<Record, StoreError> {
+    let odd = || StoreError::Corrupt("the change log holds something odd".into());
+    let text = |field: &str| -> Result<String, StoreError> {
+        let value = id.map.get(field).ok_or_else(odd)?;
+        redis::from_redis_value_ref(value).map_err(|_| odd())
+    };
+    let version = id.id.strip_suffix("-0").and_then(|v| v.parse().ok()).ok_or_else(odd)?;
+    Ok(Record { version, nonce: text("n")?, previous: text("p")?, keys: text("k")? })
+}

@@ -1,0 +1,232 @@
+//! Key names, the Lua scripts, and what they answer.
+//!
+//! Everything that must change together shares one hash tag, so a Redis Cluster keeps it on one node:
+//!
+//! - `{prefix}:meta`: the format; without it there is no store
+//! - `{prefix}:head`: hash of `v` and `n`, version and nonce of the last write, and `id`, the next
+//!   free number
+//! - `{prefix}:log`: stream of the records `<version>-0` with `n` nonce, `p` previous nonce, `k` keys
+//! - `{prefix}:ids`: sorted set of entry keys by number
+//! - `{prefix}:e:<key>`: an entry, `<revision>:<number>:<blob>`
+
+use redis::Cmd;
+
+use crate::entry::{EntryId, Principal};
+use crate::store::log::{self, RETENTION};
+use crate::store::{Action, Expect, Mutation, Nonce, Row, StoreError, Version};
+
+/// What `meta` holds.
+pub(super) const FORMAT: &str = "otpgate 1";
+
+/// Names of keys.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    pub(super) meta: String,
+    pub(super) head: String,
+    pub(super) log: String,
+    pub(super) ids: String,
+    entry: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        let key = |name| format!("{{{prefix}}}:{name}");
+        Self {
+            meta: key("meta"),
+            head: key("head"),
+            log: key("log"),
+            ids: key("ids"),
+            entry: key("e:"),
+        }
+    }
+
+    /// The key of an entry, given what [`log::key_of`] made.
+    pub(super) fn entry(&self, member: &str) -> String {
+        format!("{}{member}", self.entry)
+    }
+
+    fn fixed(&self) -> [&str; 4] {
+        [&self.meta, &self.head, &self.log, &self.ids]
+    }
+}
+
+/// A script with its hash, called by hash where the server knows it.
+pub(super) struct Script(redis::Script, &'static str);
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        Self(redis::Script::new(code), code)
+    }
+
+    /// The call by hash, or, where the server answered `NOSCRIPT`, with the code.
+    pub(super) fn call(&self, by_hash: bool, arguments: &Arguments) -> Cmd {
+        let mut cmd = if by_hash { redis::cmd("EVALSHA") } else { redis::cmd("EVAL") };
+        cmd.arg(if by_hash { self.0.get_hash() } else { self.1 });
+        cmd.arg(arguments.keys.len()).arg(&arguments.keys).arg(&arguments.values);
+        cmd
+    }
+}
+
+/// `KEYS` and `ARGV` of a call.
+pub(super) struct Arguments {
+    keys: Vec<String>,
+    values: Vec<Vec<u8>>,
+}
+
+impl Arguments {
+    fn new(keys: &Keys) -> Self {
+        let keys = keys.fixed().map(str::to_owned).to_vec();
+        Self { keys, values: vec![FORMAT.into()] }
+    }
+
+    fn with(mut self, value: impl ToString) -> Self {
+        self.values.push(value.to_string().into_bytes());
+        self
+    }
+}
+
+/// All scripts.
+pub(super) struct Scripts {
+    pub(super) init: Script,
+    pub(super) commit: Script,
+    pub(super) reserve: Script,
+    pub(super) list: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            init: Script::new(include_str!("init.lua")),
+            commit: Script::new(include_str!("commit.lua")),
+            reserve: Script::new(include_str!("reserve.lua")),
+            list: Script::new(include_str!("list.lua")),
+        }
+    }
+}
+
+pub(super) fn init_arguments(keys: &Keys) -> Arguments {
+    Arguments::new(keys).with(Nonce::ORIGIN)
+}
+
+pub(super) fn reserve_arguments(keys: &Keys) -> Arguments {
+    Arguments::new(keys).with(EntryId::MAX)
+}
+
+/// Entries with a number above `after`, up to and including `last`.
+pub(super) fn list_arguments(keys: &Keys, after: u64, last: u64, limit: usize) -> Arguments {
+    Arguments::new(keys).with(after).with(last).with(limit).with(&keys.entry)
+}
+
+pub(super) fn commit_arguments(keys: &Keys, batch: &[Mutation], nonce: &Nonce) -> Arguments {
+    let mut arguments =
+        Arguments::new(keys).with(&nonce.0).with(log::keys_text(batch)).with(RETENTION);
+    for Mutation { principal, expect, action } in batch {
+        let member = log::key_of(principal.into());
+        arguments.keys.push(keys.entry(&member));
+        let expected = match expect {
+            Expect::Absent => String::new(),
+            Expect::At(revision) => revision.to_string(),
+        };
+        let (id, blob) = match action {
+            Action::Put { id, blob } => (id.to_string(), blob.clone()),
+            Action::Delete => (String::new(), Vec::new()),
+        };
+        arguments = arguments.with(member).with(expected).with(id);
+        arguments.values.push(blob);
+    }
+    arguments
+}
+
+/// What the scripts answer: a word and what belongs to it.
+pub(super) fn understand(reply: Vec<String>) -> Result<u64, StoreError> {
+    let mut words = reply.into_iter();
+    let (word, rest) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match word.as_str() {
+        "ok" => rest
+            .parse()
+            .map_err(|_| StoreError::Corrupt("a script answered with something odd".into())),
+        "conflict" => Err(StoreError::Conflict),
+        "full" => Err(log::no_numbers_left()),
+        "absent" => Err(StoreError::NotInitialised),
+        "foreign" => Err(check_meta(Some(&rest)).err().unwrap_or(StoreError::NotInitialised)),
+        "headless" => Err(headless()),
+        "remains" => Err(StoreError::Corrupt(
+            "keys with the store's prefix are there, but its `meta` key is not: restore a backup, \
+             or delete them to begin anew"
+                .into(),
+        )),
+        _ => Err(StoreError::Corrupt("a script answered with something odd".into())),
+    }
+}
+
+/// There is a store, but not where it ends.
+pub(super) fn headless() -> StoreError {
+    StoreError::Corrupt("its `head` key is gone: was it evicted, or deleted by hand?".into())
+}
+
+/// Judges the value of the `meta` key.
+pub(super) fn check_meta(meta: Option<&str>) -> Result<(), StoreError> {
+    match meta {
+        None => Err(StoreError::NotInitialised),
+        Some(FORMAT) => Ok(()),
+        Some(other) => match other.strip_prefix("otpgate ").and_then(|n| n.parse::<u32>().ok()) {
+            Some(number) => Err(StoreError::Corrupt(format!(
+                "its format is number {number}, this otpgate knows `{FORMAT}`"
+            ))),
+            None => Err(StoreError::Corrupt("its keys are another application's".into())),
+        },
+    }
+}
+
+/// An entry's value. What cannot be read gives an empty blob, which does not open: its principal gets
+/// 503, not "unknown".
+pub(super) fn row(principal: Principal, value: &[u8]) -> Row {
+    parse_row(value).map_or_else(
+        || broken_row(principal.clone(), EntryId(0)),
+        |(revision, id, blob)| Row { principal: principal.clone(), id, revision, blob },
+    )
+}
+
+/// A row that is there but cannot be used.
+pub(super) fn broken_row(principal: Principal, id: EntryId) -> Row {
+    Row { principal, id, revision: Version(0), blob: Vec::new() }
+}
+
+fn parse_row(value: &[u8]) -> Option<(Version, EntryId, Vec<u8>)> {
+    let mut parts = value.splitn(3, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
+    let (revision, id) = (Version(number()?), EntryId(number()?));
+    Some((revision, id, parts.next()?.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_and_junk_is_broken() {
+        let who = Principal::parse("a", "b").unwrap();
+        let read = row(who.clone(), b"12:7:blob:with:colons\x00\xff");
+        assert_eq!((read.revision, read.id), (Version(12), EntryId(7)));
+        assert_eq!(read.blob, b"blob:with:colons\x00\xff");
+        for junk in [&b""[..], b"junk", b"1:2", b"x:2:b", b"1:-2:b", b"\xff:2:b"] {
+            assert_eq!(row(who.clone(), junk), broken_row(who.clone(), EntryId(0)), "{junk:?}");
+        }
+    }
+
+    #[test]
+    fn keys_share_their_hash_tag() {
+        let keys = Keys::new("gate");
+        for key in [keys.fixed().map(str::to_owned).to_vec(), vec![keys.entry("r/n")]].concat() {
+            assert!(key.starts_with("{gate}:"), "{key}");
+        }
+    }
+
+    #[test]
+    fn formats_are_told_apart() {
+        assert_eq!(check_meta(Some(FORMAT)), Ok(()));
+        assert_eq!(check_meta(None), Err(StoreError::NotInitialised));
+        assert!(check_meta(Some("otpgate 2")).unwrap_err().to_string().contains("number 2"));
+        assert!(check_meta(Some("x")).unwrap_err().to_string().contains("another application"));
+    }
+}

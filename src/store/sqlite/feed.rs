@@ -1,0 +1,163 @@
+//! A follower's connection: notices every process's commits by `PRAGMA data_version`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rusqlite::TransactionBehavior;
+use tokio::sync::mpsc;
+
+use super::file::{Db, store_error, tail};
+use super::{Wake, blocking, rows};
+use crate::clock::Clock;
+use crate::store::log::{self, Chain, RETENTION};
+use crate::store::{Feed, Position, Row, Step, StoreError};
+
+/// Time between two looks at `data_version`; a look takes a few microseconds.
+const TICK: Duration = Duration::from_millis(10);
+/// Looks before a poll answers that nothing happened.
+const TICKS: u32 = 50;
+/// Groups of rows that may wait for the follower during a full load.
+const QUEUED_GROUPS: usize = 2;
+
+pub(super) struct SqliteFeed {
+    /// Away while a worker uses it; gone for good if a question was abandoned.
+    watcher: Option<Watcher>,
+    clock: Arc<dyn Clock>,
+}
+
+impl SqliteFeed {
+    pub(super) fn new(db: Db, wake: Arc<Wake>, clock: Arc<dyn Clock>) -> Self {
+        let watcher = Watcher { db, wake, clock: clock.clone(), proven: None };
+        Self { watcher: Some(watcher), clock }
+    }
+
+    fn take(&mut self) -> Result<Watcher, StoreError> {
+        self.watcher
+            .take()
+            .ok_or_else(|| StoreError::Unreachable("its connection is in use elsewhere".into()))
+    }
+}
+
+#[async_trait]
+impl Feed for SqliteFeed {
+    async fn load(
+        &mut self,
+        take: &mut (dyn FnMut(Row) + Send),
+    ) -> Result<(Position, Instant), StoreError> {
+        let as_of = self.clock.now().monotonic;
+        let mut watcher = self.take()?;
+        let (groups, mut arriving) = mpsc::channel(QUEUED_GROUPS);
+        let reading = blocking(move || {
+            let position = watcher.read_all(&groups)?;
+            Ok((watcher, position))
+        });
+        let taking = async {
+            while let Some(group) = arriving.recv().await {
+                for row in group {
+                    take(row);
+                }
+            }
+        };
+        let (read, ()) = tokio::join!(reading, taking);
+        let (watcher, position) = read?;
+        self.watcher = Some(watcher);
+        Ok((position, as_of))
+    }
+
+    async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
+        let mut watcher = self.take()?;
+        let position = position.clone();
+        let (watcher, step) = blocking(move || {
+            let step = watcher.poll(&position)?;
+            Ok((watcher, step))
+        })
+        .await?;
+        self.watcher = Some(watcher);
+        Ok(step)
+    }
+}
+
+/// What works on a blocking thread.
+struct Watcher {
+    db: Db,
+    wake: Arc<Wake>,
+    clock: Arc<dyn Clock>,
+    /// At this `data_version` the log ended at this position.
+    proven: Option<(i64, Position)>,
+}
+
+impl Watcher {
+    fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
+        let mut as_of = self.clock.now().monotonic;
+        for _ in 0..TICKS {
+            let commits = self.wake.commits();
+            as_of = self.clock.now().monotonic;
+            self.db.check_in_place()?;
+            let data_version = self.data_version()?;
+            let still = (data_version, position.clone());
+            if self.proven.as_ref() != Some(&still) {
+                let step = self.step(position, as_of)?;
+                if let Step::Current { .. } = step {
+                    self.proven = Some(still);
+                }
+                return Ok(step);
+            }
+            self.wake.wait(commits, TICK);
+        }
+        Ok(Step::Current { as_of })
+    }
+
+    fn data_version(&self) -> Result<i64, StoreError> {
+        self.db
+            .conn
+            .prepare_cached("PRAGMA data_version")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(store_error)
+    }
+
+    /// What happened since `position`, as one consistent picture.
+    fn step(&mut self, position: &Position, as_of: Instant) -> Result<Step, StoreError> {
+        let tx = self
+            .db
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Deferred)
+            .map_err(store_error)?;
+        let end = tail(&tx)?;
+        if end == *position {
+            return Ok(Step::Current { as_of });
+        }
+        if end.version.0.saturating_sub(position.version.0) > RETENTION {
+            return Ok(Step::Lost("too far behind the change log"));
+        }
+        let mut chain = Chain::from(position);
+        for record in rows::records(&tx, position.version, RETENTION as usize)? {
+            if let Err(why) = chain.push(record) {
+                return Ok(Step::Lost(why));
+            }
+        }
+        if chain.position != end {
+            return Ok(Step::Lost("the change log is not the one that was followed so far"));
+        }
+        let mut changed = Vec::with_capacity(chain.keys.len());
+        for key in &chain.keys {
+            let principal = log::principal_of(key)
+                .ok_or_else(|| StoreError::Corrupt("the change log names no entry".into()))?;
+            let row = rows::of_principal(&tx, &principal)?;
+            changed.push((principal, row));
+        }
+        Ok(Step::Changed { rows: changed, position: chain.position, as_of })
+    }
+
+    fn read_all(&mut self, groups: &mpsc::Sender<Vec<Row>>) -> Result<Position, StoreError> {
+        self.db.check_in_place()?;
+        let tx = self
+            .db
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Deferred)
+            .map_err(store_error)?;
+        let position = tail(&tx)?;
+        rows::all(&tx, |group| groups.blocking_send(group).is_ok())?;
+        Ok(position)
+    }
+}

@@ -1,0 +1,241 @@
+//! The database file: opening, creating, recognising it, and what SQLite's errors mean.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
+
+use crate::store::{Nonce, Position, StoreError, Version, private_file};
+
+/// Longest wait for another process's lock.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// `PRAGMA application_id`: "otpg". Says whose file it is, to us and to `file(1)`.
+const APPLICATION_ID: i32 = 0x6f74_7067;
+/// `PRAGMA user_version`: the format of the tables.
+const FORMAT: i32 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE state (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        version INTEGER NOT NULL,
+        nonce TEXT NOT NULL,
+        next_id INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE entries (
+        id INTEGER PRIMARY KEY,
+        realm TEXT NOT NULL,
+        name TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        UNIQUE (realm, name)
+    ) STRICT;
+    CREATE TABLE log (
+        version INTEGER PRIMARY KEY,
+        nonce TEXT NOT NULL,
+        previous TEXT NOT NULL,
+        keys TEXT NOT NULL
+    ) STRICT;";
+
+/// An open connection to the store's file.
+pub(super) struct Db {
+    pub(super) conn: Connection,
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Which file a path leads to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Db {
+    /// Opens an initialised store.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let identity = identity(path)?.ok_or(StoreError::NotInitialised)?;
+        let conn = connect(path)?;
+        match contents(&conn)? {
+            Contents::Ours => {}
+            Contents::Nothing => return Err(StoreError::NotInitialised),
+        }
+        use_wal(&conn)?;
+        // An acknowledged write must be on disk: NORMAL would lose the last ones in a power cut.
+        conn.pragma_update(None, "synchronous", "FULL").map_err(store_error)?;
+        let db = Self { conn, path: path.to_owned(), identity };
+        db.check_in_place()?;
+        Ok(db)
+    }
+
+    /// Fails if the path leads to another file by now, or to none: what this connection reads is not
+    /// the store any more, and what it writes would be lost.
+    pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
+        match identity(&self.path)? {
+            Some(found) if found == self.identity => Ok(()),
+            Some(_) => Err(StoreError::Unreachable("its file was replaced".into())),
+            None => Err(StoreError::Unreachable("its file was removed".into())),
+        }
+    }
+}
+
+/// Makes an empty store, unless there is one. Tells whether it did.
+pub(super) fn init(path: &Path) -> Result<bool, StoreError> {
+    if identity(path)?.is_none() {
+        private_file::create(path, b"").map_err(|e| cannot_create(path, &e))?;
+    }
+    let mut conn = connect(path)?;
+    if matches!(contents(&conn)?, Contents::Ours) {
+        return Ok(false);
+    }
+    use_wal(&conn)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+    // Another process may have been faster.
+    if matches!(contents(&tx)?, Contents::Ours) {
+        return Ok(false);
+    }
+    create_tables(&tx).and_then(|()| tx.commit()).map_err(store_error)?;
+    Ok(true)
+}
+
+fn create_tables(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute_batch(SCHEMA)?;
+    tx.execute("INSERT INTO state VALUES (1, 0, ?1, 1)", [Nonce::ORIGIN])?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", FORMAT)
+}
+
+/// The end of the log.
+pub(super) fn tail(conn: &Connection) -> Result<Position, StoreError> {
+    conn.prepare_cached("SELECT version, nonce FROM state")
+        .and_then(|mut statement| {
+            statement.query_row([], |row| {
+                Ok(Position { version: Version(row.get(0)?), nonce: Nonce(row.get(1)?) })
+            })
+        })
+        .map_err(store_error)
+}
+
+fn identity(path: &Path) -> Result<Option<Identity>, StoreError> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(Some(Identity { device: meta.dev(), inode: meta.ino() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(StoreError::Denied(format!("{}: {error}", path.display())))
+        }
+        Err(error) => Err(StoreError::Unreachable(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn cannot_create(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::ReadOnly(format!("cannot create {}: {error}", path.display()))
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(store_error)?;
+    conn.busy_timeout(BUSY_TIMEOUT).map_err(store_error)?;
+    Ok(conn)
+}
+
+enum Contents {
+    Nothing,
+    Ours,
+}
+
+/// Recognises the file, without changing it.
+fn contents(conn: &Connection) -> Result<Contents, StoreError> {
+    let (application, format, tables): (i32, i32, u32) = conn
+        .query_row(
+            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+             FROM pragma_application_id, pragma_user_version",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .map_err(store_error)?;
+    match (application, format) {
+        (APPLICATION_ID, FORMAT) => Ok(Contents::Ours),
+        (APPLICATION_ID, newer) => Err(StoreError::Corrupt(format!(
+            "its format is number {newer}, this otpgate knows number {FORMAT}"
+        ))),
+        (0, 0) if tables == 0 => Ok(Contents::Nothing),
+        _ => Err(StoreError::Corrupt("the file is another application's database".into())),
+    }
+}
+
+/// Sets write-ahead logging, which the file remembers: readers and the writer do not wait for each
+/// other.
+fn use_wal(conn: &Connection) -> Result<(), StoreError> {
+    let pause = Duration::from_millis(20);
+    // SQLite does not apply the busy time-out where two connections switch at once.
+    let mut attempts = BUSY_TIMEOUT.as_millis() / pause.as_millis();
+    loop {
+        let mode = conn
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(mode) => {
+                return Err(StoreError::Unreachable(format!(
+                    "its file system has no shared memory for SQLite (journal mode {mode})"
+                )));
+            }
+            Err(error) if is_busy(&error) && attempts > 0 => attempts -= 1,
+            Err(error) => return Err(store_error(error)),
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// What an error of SQLite means for the store.
+pub(super) fn store_error(error: rusqlite::Error) -> StoreError {
+    let text = error.to_string();
+    let Some(failure) = error.sqlite_error() else { return StoreError::Corrupt(text) };
+    if is_busy(&error) {
+        let seconds = BUSY_TIMEOUT.as_secs();
+        return StoreError::Unreachable(format!(
+            "another process has held its lock for {seconds} seconds"
+        ));
+    }
+    match failure.code {
+        ErrorCode::ReadOnly if failure.extended_code == ffi::SQLITE_READONLY_DBMOVED => {
+            StoreError::Unreachable("its file was moved".into())
+        }
+        ErrorCode::ReadOnly | ErrorCode::DiskFull => StoreError::ReadOnly(text),
+        ErrorCode::SystemIoFailure if is_failed_write(failure.extended_code) => {
+            StoreError::ReadOnly(text)
+        }
+        ErrorCode::PermissionDenied => StoreError::Denied(text),
+        ErrorCode::CannotOpen => StoreError::Unreachable(format!(
+            "{text} (this user must be able to read and write the file and its directory)"
+        )),
+        ErrorCode::SystemIoFailure
+        | ErrorCode::OutOfMemory
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::OperationInterrupted => StoreError::Unreachable(text),
+        _ => StoreError::Corrupt(text),
+    }
+}
+
+/// What an error of `COMMIT` means: after a failed fsync nobody knows what is on disk.
+pub(super) fn commit_error(error: rusqlite::Error) -> StoreError {
+    let sync = [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_DIR_FSYNC];
+    match error.sqlite_extended_error_code() {
+        Some(code) if sync.contains(&code) => StoreError::Unknown(error.to_string()),
+        _ => store_error(error),
+    }
+}
+
+fn is_failed_write(extended_code: i32) -> bool {
+    [
+        ffi::SQLITE_IOERR_WRITE,
+        ffi::SQLITE_IOERR_FSYNC,
+        ffi::SQLITE_IOERR_DIR_FSYNC,
+        ffi::SQLITE_IOERR_TRUNCATE,
+        ffi::SQLITE_IOERR_SHMSIZE,
+    ]
+    .contains(&extended_code)
+}
