@@ -1,1 +1,186 @@
-//! cli
+//! The command line: what there is to type, and which command runs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+use crate::config::Config;
+use crate::config::load::{self, ConfigError, Flag};
+
+/// A reverse-proxy auth sidecar: lets through only requests whose one-time token proves who sends
+/// them.
+#[derive(Debug, Parser)]
+#[command(name = "otpgate", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 refused or failed, 2 usage.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gate
+    Serve(ServeArgs),
+    /// Show the gate at work: a temporary store, a small upstream, real calls
+    Demo(commands::demo::DemoArgs),
+    /// Tell whether the configuration can be used
+    Check(CheckArgs),
+    /// Print the current token of a seed
+    Token(commands::token::TokenArgs),
+    /// Manage entries and verify tokens through the API of a running gate
+    Client(commands::client::ClientArgs),
+    /// Work on the store directly, also while gates run on it
+    Store(commands::store::StoreArgs),
+}
+
+/// Where settings come from, for every command that needs them.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Settings {
+    /// Configuration file [default: /etc/otpgate/otpgate.toml if it exists]
+    #[arg(long, value_name = "FILE", env = "OTPGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Store URL: sqlite:PATH, redis://, rediss://, redis+unix:, redis-sentinel://, redis-cluster://
+    ///
+    /// A password is better put into `store.url_file` or OTPGATE_STORE__URL: arguments show in the
+    /// list of processes.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// File with the key that seals entries in the store
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+impl Settings {
+    fn flags(&self) -> Vec<Flag> {
+        let key_file = self.key_file.as_ref().map(|path| path.display().to_string());
+        [
+            Flag::given("--store", "store.url", self.store.as_ref()),
+            Flag::given("--key-file", "store.key_file", key_file.as_ref()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        self.load_with(Vec::new())
+    }
+
+    fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
+        let flags: Vec<_> = self.flags().into_iter().chain(more).collect();
+        // A variable that is not UTF-8 is none of ours.
+        let env = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        load::load(self.config.as_deref(), env, &flags)
+    }
+}
+
+/// What `serve` and `check` share.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Upstream: HOST:PORT, http://, https://, h2c://, h2:// or unix:/PATH [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Where the proxy listens: IP:PORT, unix:/PATH or off [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    proxy: Option<String>,
+    /// Where the API listens [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
+    api: Option<String>,
+    /// Where health checks and metrics are served [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDRESS")]
+    ops: Option<String>,
+    /// error, warn, info, debug or trace, also per module [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl ServeArgs {
+    fn load(&self) -> Result<Config, ConfigError> {
+        let flags = [
+            Flag::given("--upstream", "proxy.upstream", self.upstream.as_ref()),
+            Flag::given("--proxy", "proxy.listen", self.proxy.as_ref()),
+            Flag::given("--api", "api.listen", self.api.as_ref()),
+            Flag::given("--ops", "ops.listen", self.ops.as_ref()),
+            Flag::given("--log-level", "log.level", self.log_level.as_ref()),
+            Flag::given("--log-format", "log.format", self.log_format.as_ref()),
+        ];
+        self.settings.load_with(flags.into_iter().flatten().collect())
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Say nothing if all is well
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Why a command failed, for standard error.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Parses the command line and runs what it asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("otpgate: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Serve(args) => commands::serve::run(args.load()?),
+        Command::Demo(args) => commands::demo::run(&args),
+        Command::Check(args) => commands::check::run(&args.serve.load()?, args.quiet),
+        Command::Token(args) => commands::token::run(&args),
+        Command::Client(args) => commands::block_on(async {
+            Ok(commands::client::run(args).await.unwrap_or_else(|error| {
+                eprintln!("otpgate: {error}");
+                error.exit_code()
+            }))
+        }),
+        Command::Store(args) => commands::store::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_has_help() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+}

@@ -294,8 +294,9 @@ impl fmt::Debug for Seed {
 }
 
 /// The HMAC of RFC 6238 section 1.2.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "UPPERCASE")]
+#[value(rename_all = "UPPER")]
 pub enum Algorithm {
     /// HMAC-SHA-1: what every client knows.
     #[default]

@@ -1,1 +1,95 @@
-//! ops
+//! Health checks and metrics: what kubelet and Prometheus ask. Nothing else is served here.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing};
+use http::{StatusCode, header};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+
+/// What health depends on.
+#[derive(Clone)]
+pub struct Ops {
+    /// Its currency decides readiness.
+    pub directory: Arc<Directory>,
+    /// What is scraped.
+    pub metrics: Arc<Metrics>,
+    /// For staleness.
+    pub clock: Arc<dyn Clock>,
+    /// True once the process is stopping: not ready any more.
+    pub draining: watch::Receiver<bool>,
+}
+
+impl Ops {
+    /// The routes of the ops listener.
+    pub fn router(self) -> Router {
+        let health = || routing::get(async || answer(StatusCode::OK, None));
+        Router::new()
+            .route("/metrics", routing::get(metrics))
+            .route("/livez", health())
+            .route("/healthz", health())
+            .route("/readyz", routing::get(ready))
+            .route("/startupz", routing::get(started))
+            .fallback(async || answer(StatusCode::NOT_FOUND, Some("not found")))
+            .method_not_allowed_fallback(async || {
+                answer(StatusCode::METHOD_NOT_ALLOWED, Some("only GET is allowed here"))
+            })
+            .with_state(self)
+    }
+
+    /// Why the gate cannot answer requests now, if it cannot.
+    fn trouble(&self) -> Option<String> {
+        if *self.draining.borrow() {
+            return Some("the gate is stopping".to_owned());
+        }
+        let now = self.clock.now();
+        if self.directory.is_current(now) {
+            return None;
+        }
+        let status = self.directory.status();
+        let cause = status.trouble.as_deref().unwrap_or("the store has not answered yet");
+        Some(match self.directory.staleness(now) {
+            Some(age) => format!("entries are {} seconds old: {cause}", age.as_secs()),
+            None => format!("entries are not loaded: {cause}"),
+        })
+    }
+}
+
+async fn ready(State(ops): State<Ops>) -> Response {
+    match ops.trouble() {
+        None => answer(StatusCode::OK, None),
+        Some(reason) => answer(StatusCode::SERVICE_UNAVAILABLE, Some(&reason)),
+    }
+}
+
+async fn started(State(ops): State<Ops>) -> Response {
+    let status = ops.directory.status();
+    if status.loaded {
+        return answer(StatusCode::OK, None);
+    }
+    let reason = status.trouble.as_deref().unwrap_or("entries are being loaded");
+    answer(StatusCode::SERVICE_UNAVAILABLE, Some(reason))
+}
+
+async fn metrics(State(ops): State<Ops>) -> Response {
+    let age = ops.directory.staleness(ops.clock.now());
+    ops.metrics.directory_staleness.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+    ops.metrics.directory_entries.set(i64::try_from(ops.directory.len()).unwrap_or(i64::MAX));
+    let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+    (kind, ops.metrics.render()).into_response()
+}
+
+fn answer(status: StatusCode, reason: Option<&str>) -> Response {
+    let body = match reason {
+        None => json!({ "status": "ok" }),
+        Some(reason) => json!({ "status": "unavailable", "reason": reason }),
+    };
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body.to_string()).into_response()
+}

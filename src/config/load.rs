@@ -36,6 +36,14 @@ pub struct Flag {
     pub value: String,
 }
 
+impl Flag {
+    /// A flag, if it was given.
+    #[must_use]
+    pub fn given(name: &'static str, key: &'static str, value: Option<&String>) -> Option<Self> {
+        value.map(|value| Self { name, key, value: value.clone() })
+    }
+}
+
 /// Why there is no configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration cannot be used:{}", .0.iter().fold(String::new(), |all, p| format!("{all}\n  {p}")))]

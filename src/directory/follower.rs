@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{Directory, Status};
@@ -35,22 +34,14 @@ impl Follower {
         Self { store, directory, clock, metrics }
     }
 
-    /// Follows until `stop` turns true.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    /// Follows for ever; dropping the future stops it.
+    pub async fn run(self) -> ! {
         let mut position = None;
         let mut pause = RETRY_MIN;
-        let stopped = stop.wait_for(|stop| *stop);
-        tokio::pin!(stopped);
         loop {
-            let error = tokio::select! {
-                _ = &mut stopped => return,
-                error = self.follow(&mut position, &mut pause) => error,
-            };
+            let error = self.follow(&mut position, &mut pause).await;
             self.note_trouble(&error);
-            tokio::select! {
-                _ = &mut stopped => return,
-                () = tokio::time::sleep(jittered(pause)) => {}
-            }
+            tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
     }

@@ -34,9 +34,6 @@ pub enum OpenError {
         /// Why.
         cause: SealError,
     },
-    /// A key that was given directly is none.
-    #[error("`store.key` {0}")]
-    GivenKey(SealError),
     /// The database is there, its key is not.
     #[error(
         "the sealing key {} is missing, though the database {} is there: restore the key from a backup, without it no entry opens",
@@ -96,7 +93,6 @@ fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, Op
             warnings.push("entries are stored unsealed: who reads the store has all seeds".into());
             return Ok(Sealer::off());
         }
-        Sealing::Key(key) => return Sealer::new(key.expose(), &[]).map_err(OpenError::GivenKey),
         Sealing::KeyFile { path, old, make } => {
             if let (true, StoreUrl::Sqlite(database)) = (*make, &config.url) {
                 make_key(path, database)?;
@@ -176,7 +172,6 @@ fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
 mod tests {
     use super::*;
     use crate::config::TlsFiles;
-    use crate::secret::Secret;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
@@ -252,10 +247,6 @@ mod tests {
         }
         let warnings = Store::open(&with(&good, &[])).unwrap().warnings().await;
         assert!(warnings[0].contains("may read the sealing key"), "{warnings:?}");
-
-        let given = |key: &str| config("sqlite:x", Sealing::Key(Secret::new(key.into())));
-        assert!(Store::open(&given(&Sealer::random_key())).is_ok());
-        assert!(!refusal(&given("s3cr3t")).contains("s3cr3t"));
     }
 
     #[test]

@@ -1,0 +1,35 @@
+# otpgate: every command a developer needs. `make` alone lists them.
+
+CARGO ?= cargo
+
+.PHONY: help demo test check build fmt
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 10
+
+demo: ## build, start a gate in front of a small upstream, send real calls (ONCE=1: end after them)
+	@tests/tools/install build
+	$(CARGO) build --locked
+	@target/debug/otpgate demo $(if $(ONCE),--once)
+
+test: ## install what tests need and run all of them
+	@tests/tools/install test
+	@tests/tools/venv
+	$(CARGO) test --locked
+
+check: ## format, lints, docs, shipped configurations, dependencies
+	@tests/tools/install build
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	$(CARGO) run --locked --quiet -- check --config config/otpgate.toml
+	@if command -v cargo-deny >/dev/null 2>&1; then $(CARGO) deny --locked check; \
+	else echo "cargo-deny is not installed: dependencies not checked against advisories"; fi
+
+build: ## the release binary: target/release/otpgate
+	@tests/tools/install build
+	$(CARGO) build --locked --release
+
+fmt: ## format the code
+	$(CARGO) fmt

@@ -1,0 +1,104 @@
+//! `otpgate store`: work on the store itself, also while gates run on it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{block_on, import, token};
+use crate::cli::{Failure, Settings};
+use crate::clock::{Clock as _, SystemClock};
+use crate::entry::{Entry, Name, Principal, Seed};
+use crate::store::{Store, StoreError};
+
+/// Arguments of `otpgate store`.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArgs {
+    #[command(subcommand)]
+    command: StoreCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum StoreCommand {
+    /// Make a new store usable
+    Init {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Make the first admin entry, in a new store or one without it
+    Bootstrap(BootstrapArgs),
+    /// Take entries over from ungleich-otp's `dumpdata` JSON; their ids are kept
+    Import(import::ImportArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct BootstrapArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Name of the entry
+    #[arg(long, default_value = "admin")]
+    name: String,
+    /// Its realm [default: the admin realm of the configuration]
+    #[arg(long)]
+    realm: Option<String>,
+    /// File with the seed to use instead of a random one, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    seed_file: Option<PathBuf>,
+    /// For machines: {"id", "name", "realm", "seed"}
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// What failed.
+pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
+    match args.command {
+        StoreCommand::Init { settings } => block_on(init(settings)),
+        StoreCommand::Bootstrap(args) => block_on(bootstrap(args)),
+        StoreCommand::Import(args) => block_on(import::run(args)),
+    }
+}
+
+async fn init(settings: Settings) -> Result<ExitCode, Failure> {
+    let store = Store::open(&settings.load()?.store)?;
+    let word = if store.init().await? { "is ready" } else { "was ready already" };
+    println!("the store {word}");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
+    let config = args.settings.load()?;
+    let realm = args.realm.as_deref().unwrap_or(config.realms.admin.as_str());
+    Name::parse(&args.name).map_err(|e| format!("--name {e}"))?;
+    let principal = Principal::parse(&args.name, realm).map_err(|e| format!("--realm {e}"))?;
+    let seed = match &args.seed_file {
+        Some(path) => token::read_seed(path)?,
+        None => Seed::random(),
+    };
+    let store = Store::open(&config.store)?;
+    store.init().await?;
+    let now = SystemClock.now().unix;
+    let created = store.create(|id| Entry::new(id, principal.clone(), seed, now)).await;
+    let (entry, _) = match created {
+        Err(StoreError::Conflict) => {
+            return Err(format!("there is an entry of {principal} already").into());
+        }
+        other => other?,
+    };
+    print_once(&entry, args.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The only time that the seed is shown here.
+fn print_once(entry: &Entry, as_json: bool) {
+    let Principal { name, realm } = &entry.principal;
+    let seed = entry.seed.expose();
+    if as_json {
+        println!("{}", json!({ "id": entry.id, "name": name, "realm": realm, "seed": seed }));
+    } else {
+        println!("id     {}\nname   {name}\nrealm  {realm}\nseed   {seed}", entry.id);
+    }
+}

@@ -1,0 +1,212 @@
+//! The command line, as typed.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{ADMIN, Sandbox, otpgate, run, run_with_input, stderr, stdout};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn help_and_version_everywhere() {
+    for args in [
+        vec!["--help"],
+        vec!["serve", "--help"],
+        vec!["demo", "--help"],
+        vec!["check", "--help"],
+        vec!["token", "--help"],
+        vec!["client", "--help"],
+        vec!["client", "create", "--help"],
+        vec!["store", "--help"],
+        vec!["store", "bootstrap", "--help"],
+        vec!["--version"],
+    ] {
+        let output = run(&args);
+        assert!(output.status.success(), "{args:?}");
+        assert!(stdout(&output).contains("otpgate"), "{args:?}");
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for args in
+        [vec![], vec!["serve", "--nonsense"], vec!["token", "--digits", "5"], vec!["nonsense"]]
+    {
+        assert_eq!(run(&args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn check_names_every_problem_and_exits_with_1() {
+    let sandbox = Sandbox::new();
+    let config =
+        sandbox.write("bad.toml", "[proxy]\nlisten = 'x'\nupstraem = 'y'\n[totp]\ndigits = 5\n");
+    for command in ["check", "serve"] {
+        let output = otpgate().args([command, "--config"]).arg(&config).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let complaint = stderr(&output);
+        for key in ["proxy.listen: ", "proxy.upstraem: unknown key", "totp.digits: "] {
+            assert!(complaint.contains(key), "{command}: {key} in {complaint}");
+        }
+    }
+}
+
+#[test]
+fn check_is_content_with_the_shipped_configuration_and_with_none() {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/otpgate.toml");
+    for args in [vec!["check", "--config", shipped], vec!["check"]] {
+        let output = run(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn check_looks_into_certificates() {
+    let sandbox = Sandbox::new();
+    let pem = sandbox.write("bad.pem", "no certificate");
+    let path = pem.display();
+    let config = sandbox
+        .write("tls.toml", &format!("[api]\ntls_cert_file = '{path}'\ntls_key_file = '{path}'\n"));
+    let output = otpgate().args(["check", "--config"]).arg(&config).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("bad.pem"), "{}", stderr(&output));
+}
+
+#[test]
+fn bootstrap_makes_the_first_admin_once() {
+    let sandbox = Sandbox::new();
+    let store = sandbox.store();
+    let first = run(&["store", "bootstrap", "--store", &store, "--json"]);
+    assert!(first.status.success(), "{}", stderr(&first));
+    let entry = json(&stdout(&first));
+    assert_eq!(entry["name"], "admin");
+    assert_eq!(entry["realm"], "ungleich-admin");
+    assert_eq!(entry["id"], 1);
+    assert_eq!(entry["seed"].as_str().map(str::len), Some(32));
+
+    let again = run(&["store", "bootstrap", "--store", &store]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("admin@ungleich-admin already"), "{}", stderr(&again));
+    assert!(!stderr(&again).contains(entry["seed"].as_str().unwrap()));
+
+    let seed = sandbox.write("seed", ADMIN);
+    let other = run(&[
+        "store",
+        "bootstrap",
+        "--store",
+        &store,
+        "--name",
+        "root",
+        "--json",
+        "--seed-file",
+        seed.to_str().unwrap(),
+    ]);
+    assert_eq!(json(&stdout(&other))["seed"], ADMIN);
+}
+
+#[test]
+fn a_store_without_its_key_is_refused() {
+    let sandbox = Sandbox::with_entries();
+    std::fs::remove_file(sandbox.path("otpgate.db.key")).unwrap();
+    let output = run(&["store", "bootstrap", "--store", &sandbox.store(), "--name", "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("otpgate.db.key"), "{}", stderr(&output));
+}
+
+#[test]
+fn import_takes_what_it_can_and_tells_the_rest() {
+    let sandbox = Sandbox::new();
+    let dump = sandbox.write(
+        "dump.json",
+        r#"[
+        {"model": "auth.user", "pk": 1, "fields": {"username": "x", "groups": []}},
+        {"model": "otpauth.otpseed", "pk": 7, "fields": {"name": "a", "realm": "r", "seed": "JBSWY3DPEHPK3PXP"}},
+        {"model": "otpauth.OTPSeed", "pk": 9, "fields": {"name": "b", "realm": "r", "seed": "gezdgnbvgy3tqojqgezdgnbvgy======"}},
+        {"model": "otpauth.otpseed", "pk": 10, "fields": {"name": "bad", "realm": "r", "seed": "hunter2!"}},
+        {"model": "otpauth.otpseed", "pk": 11, "fields": {"name": "a", "realm": "r", "seed": "JBSWY3DPEHPK3PXP"}}
+    ]"#,
+    );
+    let dump = dump.to_str().unwrap();
+    let import = |extra: &[&str]| {
+        let store = sandbox.store();
+        let output =
+            run(&[&["store", "import", "--store", &store, "--json", dump], extra].concat());
+        assert!(!(stdout(&output) + &stderr(&output)).contains("hunter2"));
+        (output.status.code(), json(&stdout(&output)))
+    };
+    let (code, report) = import(&["--dry-run"]);
+    assert_eq!((code, &report["imported"]), (Some(1), &Value::from(2)));
+    let (_, report) = import(&[]);
+    assert_eq!((&report["imported"], &report["present"]), (&Value::from(2), &Value::from(0)));
+    let refused = report["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 2, "{report}");
+    assert_eq!(refused[0]["reason"], "its seed is not base32");
+    assert_eq!(refused[1]["reason"], "stands twice in the file");
+    let (_, report) = import(&[]);
+    assert_eq!((&report["imported"], &report["present"]), (&Value::from(0), &Value::from(2)));
+
+    // Ids go on behind the imported ones.
+    let next = run(&["store", "bootstrap", "--store", &sandbox.store(), "--json"]);
+    assert_eq!(json(&stdout(&next))["id"], 10);
+}
+
+#[test]
+fn import_of_something_else_is_refused() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.write("x.json", "{\"seed\": \"hunter2\"}");
+    let output = run(&["store", "import", "--store", &sandbox.store(), file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is not a `dumpdata` file"));
+    assert!(!stderr(&output).contains("hunter2"));
+}
+
+#[test]
+fn tokens_are_those_of_oathtool() {
+    let seeds = [
+        "JBSWY3DPEHPK3PXP",
+        "GEZDGNBVGY3TQOJQGEZDGNBVGY",
+        "gezdgnbvgy3tqojqgezdgnbvgy3tqojq",
+        "GEZDGNBVGY3TQOJQGEZDGNBVGY======",
+    ];
+    for (i, seed) in (0_u64..).zip(seeds) {
+        for (algorithm, digits) in [("SHA1", "6"), ("SHA1", "8"), ("SHA256", "7"), ("SHA512", "6")]
+        {
+            let at = 1_700_000_000 + i * 12_345;
+            let theirs = Command::new("oathtool")
+                .args(["--base32", &format!("--totp={algorithm}"), "--digits", digits])
+                .args(["--now", &format!("@{at}"), seed])
+                .output()
+                .expect("oathtool is installed");
+            assert!(theirs.status.success(), "{}", stderr(&theirs));
+            let mut ours = otpgate();
+            ours.args(["token", "--seed-file", "-", "--algorithm", algorithm]).args([
+                "--digits",
+                digits,
+                "--at",
+                &at.to_string(),
+            ]);
+            let ours = run_with_input(ours, seed);
+            assert_eq!(stdout(&ours), stdout(&theirs), "{seed} {algorithm} {digits} at {at}");
+        }
+    }
+}
+
+#[test]
+fn token_takes_its_seed_from_the_environment_and_never_repeats_a_bad_one() {
+    let output = otpgate()
+        .args(["token", "--json", "--at", "59"])
+        .env("OTPGATE_SEED", "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
+        .output()
+        .unwrap();
+    let answer = json(&stdout(&output));
+    assert_eq!((&answer["token"], &answer["seconds_left"]), (&"287082".into(), &1.into()));
+
+    let bad = otpgate().arg("token").env("OTPGATE_SEED", "hunter2!").output().unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(stderr(&bad).contains("OTPGATE_SEED is not base32"), "{}", stderr(&bad));
+    assert!(!stderr(&bad).contains("hunter2"));
+    assert_eq!(run(&["token"]).status.code(), Some(1));
+}

@@ -1,0 +1,99 @@
+//! Documents that must not drift from the code.
+
+use std::path::Path;
+
+use otpgate::config::load::load;
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn load_text(text: &str) -> Result<otpgate::config::Config, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    load(Some(file.path()), [], &[]).map_err(|e| e.to_string())
+}
+
+/// The manual's settings, commented in. Files that it names are examples and do not exist.
+fn uncommented() -> String {
+    let setting = |line: &str| {
+        let key = line.strip_prefix('#')?.split([' ', '=']).next()?;
+        let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let is_setting = line.contains(" = ") && plain && !line.starts_with("# ");
+        let table = line.starts_with("#[");
+        let example = key.ends_with("_file") || key == "username";
+        ((is_setting && !example) || table).then(|| line[1..].to_owned())
+    };
+    let manual = read("config/otpgate.toml");
+    let lines: Vec<_> =
+        manual.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned())).collect();
+    lines.join("\n")
+}
+
+#[test]
+fn every_line_of_the_manual_works() {
+    let text = uncommented();
+    assert!(text.contains("\nmax_stale = \"15s\"") && text.contains("\n[[route]]"), "{text}");
+    let config = load_text(&text).unwrap();
+    assert_eq!(config.routes.len(), 3);
+}
+
+#[test]
+fn the_manual_names_every_setting() {
+    let manual = read("config/otpgate.toml");
+    let sections = [
+        "proxy",
+        "proxy.limits",
+        "proxy.timeouts",
+        "proxy.health",
+        "api",
+        "ops",
+        "store",
+        "totp",
+        "realms",
+        "headers",
+        "log",
+        "shutdown",
+    ];
+    for section in sections {
+        let problems = load_text(&format!("[{section}]\nnonsense = 1\n")).unwrap_err();
+        let known = problems.split("known here: ").nth(1).unwrap().trim();
+        let start =
+            manual.find(&format!("\n[{section}]\n")).unwrap_or_else(|| panic!("[{section}]"));
+        let part = &manual[start + 2..];
+        let part = &part[..part.find("\n[").unwrap_or(part.len())];
+        for key in known.split(", ") {
+            let is_table = manual.contains(&format!("[{section}.{key}]"));
+            // A secret may come as `key` or `key_file`; the manual shows the better one.
+            let shown = [format!("#{key} = "), format!("#{key}_file = "), format!("`{key}`")];
+            let named = shown.iter().any(|s| part.contains(s));
+            assert!(is_table || named, "[{section}] {key} is not in the manual");
+        }
+    }
+    let route = load_text("[[route]]\nnonsense = 1\n").unwrap_err();
+    let known = route.split("route[0].nonsense: unknown key; known here: ").nth(1).unwrap();
+    for key in known.lines().next().unwrap().split(", ").filter(|key| *key != "reuse") {
+        assert!(manual.contains(&format!("#{key} = ")), "[[route]] {key} is not in the manual");
+    }
+}
+
+#[test]
+fn the_readme_example_works() {
+    let readme = read("README.md");
+    let example = readme.split("```toml").nth(1).unwrap().split("```").next().unwrap();
+    let config = load_text(example).unwrap();
+    assert_eq!(config.routes.len(), 2);
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for document in ["README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/conformance.md"] {
+        for link in read(document).split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            if !target.is_empty() && !target.contains("://") {
+                let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+                assert!(base.parent().unwrap().join(target).exists(), "{document}: {target}");
+            }
+        }
+    }
+}

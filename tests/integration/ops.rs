@@ -1,0 +1,176 @@
+//! Health, metrics and logs, as kubelet, Prometheus and operators see them.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{
+    ALICE, Gate, Sandbox, Server, eventually, free_port, http, run_with_input, stderr, stdout,
+    token, wrong_token,
+};
+
+async fn get(gate: &Gate, path: &str) -> (u16, String) {
+    let answer = http().get(format!("{}{path}", gate.ops)).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn health_is_green_while_serving_and_nothing_else_is_there() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    for path in ["/livez", "/healthz", "/readyz", "/startupz"] {
+        assert_eq!(get(&gate, path).await, (200, r#"{"status":"ok"}"#.to_owned()), "{path}");
+    }
+    assert_eq!(get(&gate, "/").await.0, 404);
+    assert_eq!(get(&gate, "/ungleichotp/").await.0, 404);
+    let post = http().post(format!("{}/metrics", gate.ops)).send().await.unwrap();
+    assert_eq!(post.status(), 405);
+}
+
+#[tokio::test]
+async fn an_unreachable_store_is_red_and_named_and_fails_closed() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let gate = sandbox
+        .serve(&format!("[store]\nurl = 'redis://:hunter2@127.0.0.1:{port}'\nsealing = 'off'\n"));
+    eventually("the reason shows", || async {
+        let (status, body) = get(&gate, "/readyz").await;
+        (status == 503 && body.contains("cannot be reached")).then_some(())
+    })
+    .await;
+    assert_eq!(get(&gate, "/livez").await.0, 200);
+    assert_eq!(get(&gate, "/startupz").await.0, 503);
+    let answer = gate.call("/", "alice", "shop", &token(ALICE)).send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    let body: Value = answer.json().await.unwrap();
+    assert!(body["request_id"].is_string(), "{body}");
+    assert!(!gate.log_text().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_complain_about() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("[realms.shop]\nskew = 1\n").ready().await;
+    // Every kind of label shows up before the check.
+    let _ = gate.call("/", "alice", "shop", &token(ALICE)).send().await.unwrap();
+    let _ = gate.call("/", "alice", "shop", &wrong_token(ALICE)).send().await.unwrap();
+    let _ = gate.call("/", "nobody", "nowhere", "123456").send().await.unwrap();
+    let (status, text) = get(&gate, "/metrics").await;
+    assert_eq!(status, 200);
+    for expected in [
+        r#"otpgate_verifications_total{realm="shop",reason="ok"} 1"#,
+        r#"otpgate_verifications_total{realm="shop",reason="wrong_token"} 1"#,
+        r#"otpgate_verifications_total{realm="other",reason="unknown_principal"} 1"#,
+        "otpgate_directory_entries 4",
+        "otpgate_build_info{version=",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(text.contains(expected), "{expected} in {text}");
+    }
+    for secret in ["alice", "nobody", "nowhere", ALICE] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]);
+    let checked = run_with_input(promtool, &text);
+    assert!(checked.status.success(), "{}{}", stdout(&checked), stderr(&checked));
+    assert_eq!(stderr(&checked) + &stdout(&checked), "");
+}
+
+#[tokio::test]
+async fn every_metric_is_in_the_docs() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    let (_, text) = get(&gate, "/metrics").await;
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md"))
+        .unwrap();
+    let source =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics.rs")).unwrap();
+    for metric in text.lines().filter_map(|l| l.strip_prefix("# HELP otpgate_")) {
+        let name = metric.split(' ').next().unwrap();
+        assert!(docs.contains(&format!("`otpgate_{name}`")), "otpgate_{name} is not in the docs");
+    }
+    // And what the docs promise exists.
+    for name in docs.split("`otpgate_").skip(1).map(|rest| rest.split('`').next().unwrap()) {
+        let name = name.split('{').next().unwrap();
+        assert!(source.contains(&format!("\"{name}\"")), "otpgate_{name} is only in the docs");
+    }
+}
+
+#[tokio::test]
+async fn a_real_prometheus_scrapes_it() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    let port = free_port();
+    let config = sandbox.write(
+        "prometheus.yml",
+        &format!(
+            "scrape_configs:\n- job_name: otpgate\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\n  \
+             static_configs:\n  - targets: ['{}']\n",
+            gate.ops.trim_start_matches("http://")
+        ),
+    );
+    let mut command = Command::new("prometheus");
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", sandbox.path("tsdb").display()))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"));
+    let _prometheus = Server::spawn(&mut command, &sandbox.path("prometheus.log"));
+    let query = format!("http://127.0.0.1:{port}/api/v1/query?query=otpgate_directory_entries");
+    let value = eventually("Prometheus has scraped the gate", || async {
+        let answer: Value = http().get(&query).send().await.ok()?.json().await.ok()?;
+        answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned)
+    })
+    .await;
+    assert_eq!(value, "4");
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_exits_with_0() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    gate.signal(libc::SIGTERM);
+    assert!(gate.wait_for_log(|line| line["message"] == "stopped").is_some());
+    assert_eq!(gate.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn access_lines_tell_the_outcome_but_no_secret() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("[log]\nlevel = 'trace'\n").ready().await;
+    let bad = wrong_token(ALICE);
+    let path = "/x?password=hunter2";
+    let answer = gate.call(path, "alice", "shop", &bad).send().await.unwrap();
+    assert_eq!(answer.status(), 401);
+    let id = answer.json::<Value>().await.unwrap()["request_id"].as_str().unwrap().to_owned();
+    let good = token(ALICE);
+    let _ = gate.call(path, "alice", "shop", &good).send().await.unwrap();
+    let line = gate
+        .wait_for_log(|l| l["target"] == "otpgate::access" && l["request_id"] == id.as_str())
+        .unwrap();
+    assert_eq!(line["status"], 401);
+    assert_eq!(line["outcome"], "wrong_token");
+    assert_eq!(line["path"], "/x");
+    gate.wait_for_log(|l| l["target"] == "otpgate::access" && l["name"] == "alice").unwrap();
+    let log = gate.log_text();
+    for secret in [bad.as_str(), good.as_str(), "hunter2", ALICE] {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+#[test]
+fn two_gates_cannot_share_an_address_and_say_so() {
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("");
+    let taken = gate.ops.trim_start_matches("http://");
+    let Err(output) = sandbox.try_serve(&format!("[ops]\nlisten = '{taken}'\n")) else {
+        panic!("it serves")
+    };
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains(&format!("ops: cannot listen on `{taken}`")),
+        "{}",
+        stderr(&output)
+    );
+}
