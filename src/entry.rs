@@ -270,7 +270,7 @@ impl Seed {
     #[must_use]
     pub fn random() -> Self {
         let mut bytes = Zeroizing::new([0_u8; Self::BYTES]);
-        crate::seal::fill_random(bytes.as_mut_slice());
+        crate::secret::fill_random(bytes.as_mut_slice());
         Self(Zeroizing::new(BASE32.encode(bytes.as_slice())))
     }
 

@@ -9,10 +9,10 @@ use std::fmt;
 use data_encoding::BASE64;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest;
-use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use crate::entry::{EntryId, Principal};
+use crate::secret::fill_random;
 
 const PLAIN: u8 = 0;
 const AES_GCM: u8 = 1;
@@ -20,14 +20,6 @@ const KEY_ID_LEN: usize = 4;
 const NONCE_LEN: usize = 12;
 /// Bytes of a sealing key.
 pub const KEY_LEN: usize = 32;
-
-/// Fills `buffer` from the operating system's generator.
-///
-/// # Panics
-/// If the operating system has no randomness to give: nothing secret can be made then.
-pub fn fill_random(buffer: &mut [u8]) {
-    SystemRandom::new().fill(buffer).expect("the operating system's random generator works");
-}
 
 /// Why a blob does not open or a key cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

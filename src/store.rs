@@ -50,7 +50,7 @@ impl Nonce {
     #[must_use]
     pub fn random() -> Self {
         let mut bytes = [0; 16];
-        crate::seal::fill_random(&mut bytes);
+        crate::secret::fill_random(&mut bytes);
         Self(data_encoding::HEXLOWER.encode(&bytes))
     }
 }

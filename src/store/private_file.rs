@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// moment never reads half of it. A crash may leave a file with a random suffix beside it.
 pub(super) fn create(path: &Path, contents: &[u8]) -> io::Result<bool> {
     let mut suffix = [0; 8];
-    crate::seal::fill_random(&mut suffix);
+    crate::secret::fill_random(&mut suffix);
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", data_encoding::HEXLOWER.encode(&suffix)));
     let draft = PathBuf::from(name);

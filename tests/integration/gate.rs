@@ -109,7 +109,12 @@ async fn tokens_decide_who_passes() {
 async fn spoofed_identity_never_arrives() {
     let sandbox = Sandbox::with_entries();
     let (_nginx, upstream) = nginx(&sandbox).await;
-    let gate = gate(&sandbox, &upstream, "[[route]]\npath = '/public'\npublic = true\n").await;
+    let gate = gate(
+        &sandbox,
+        &upstream,
+        "[[route]]\npath = '/'\nallow = ['*']\n[[route]]\npath = '/public'\npublic = true\n",
+    )
+    .await;
     for spelling in ["X-Auth-Name", "X_Auth_Name", "x.auth.name", "X-AUTH_NAME"] {
         let request = http().get(format!("{}/public", gate.proxy)).header(spelling, "root");
         let (status, seen) = answer(request).await;
@@ -119,7 +124,7 @@ async fn spoofed_identity_never_arrives() {
             "{spelling}: {status} {seen}"
         );
     }
-    let twice = gate.call("/public", "alice", "shop", "123456").header("X-Auth-Name", "root");
+    let twice = gate.call("/private", "alice", "shop", &token(ALICE)).header("X-Auth-Name", "root");
     assert_eq!(answer(twice).await.0, 400);
     let nominated = gate
         .call("/public", "alice", "shop", "123456")
@@ -171,8 +176,7 @@ async fn entries_made_through_the_api_are_in_force_at_once() {
     let id = entry["id"].to_string();
     assert_eq!(answer(gate.call("/", "carol", "shop", &token(&seed))).await.0, 200);
 
-    let (code, _) =
-        client(&gate, &["update", "--id", &id, "--name", "caroline", "--realm", "shop"]);
+    let (code, _) = client(&gate, &["update", "--id", &id, "--new-name", "caroline"]);
     assert_eq!(code, Some(0));
     assert_eq!(answer(gate.call("/", "carol", "shop", &token(&seed))).await.0, 401);
     assert_eq!(answer(gate.call("/", "caroline", "shop", &token(&seed))).await.0, 200);
