@@ -74,9 +74,8 @@ where
         frame(&mut head.headers, head.status, body.size_hint().exact());
         let bodiless = is_head || head.status == StatusCode::NO_CONTENT;
         session.write_response_header(Box::new(head.into())).await.ok()?;
-        while !bodiless {
-            // A body that fails is cut off, so that the client sees that it is not whole.
-            let Some(frame) = body.frame().await else { break };
+        // A body that fails is cut off, so that the client sees that it is not whole.
+        while let Some(frame) = if bodiless { None } else { body.frame().await } {
             if let Ok(data) = frame.ok()?.into_data() {
                 session.write_response_body(data, false).await.ok()?;
             }

@@ -1,5 +1,7 @@
 //! Integration tests: real sockets, real servers, the real program. One binary, one module a feature.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod cli;
 mod demo;
 mod docs;
