@@ -49,6 +49,20 @@ async fn an_unreachable_store_is_red_and_named_and_fails_closed() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_no_store_is_red_and_named_and_left_alone() {
+    let sandbox = Sandbox::new();
+    let text = "these are not the bytes that you are looking for\n".repeat(100);
+    let file = sandbox.write("otpgate.db", &text);
+    let gate = sandbox.serve("[store]\nsealing = 'off'\n");
+    eventually("the reason shows", || async {
+        let (status, body) = get(&gate, "/readyz").await;
+        (status == 503 && body.contains("unusable")).then_some(())
+    })
+    .await;
+    assert_eq!(std::fs::read_to_string(file).unwrap(), text);
+}
+
+#[tokio::test]
 async fn promtool_finds_nothing_to_complain_about() {
     let sandbox = Sandbox::with_entries();
     let gate = sandbox.serve("[realms.shop]\nskew = 1\n").ready().await;
