@@ -1,6 +1,11 @@
 //! Integration tests: real sockets, real servers, the real program. One binary, one module a feature.
 
+mod api;
+mod api_client;
+mod api_harness;
+mod api_wire;
 mod cli;
+mod conformance;
 mod demo;
 mod docs;
 mod gate;
