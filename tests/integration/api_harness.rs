@@ -21,32 +21,33 @@ use otpgate::verifier::Verifier;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-pub const ADMIN_SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
-pub const AUTH_SEED: &str = "MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U";
-pub const USER_SEED: &str = "JBSWY3DPEHPK3PXP";
+pub(crate) const ADMIN_SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
+pub(crate) const AUTH_SEED: &str = "MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U";
+pub(crate) const USER_SEED: &str = "JBSWY3DPEHPK3PXP";
 
-pub type Triple = (&'static str, &'static str, &'static str);
+pub(crate) type Triple = (&'static str, &'static str, &'static str);
 /// Name, realm and seed of the entries that every gate has.
-pub const ADMIN: Triple = ("admin", "ungleich-admin", ADMIN_SEED);
-pub const AUTH: Triple = ("auth", "ungleich-auth", AUTH_SEED);
-pub const USER: Triple = ("user", "users", USER_SEED);
+pub(crate) const ADMIN: Triple = ("admin", "ungleich-admin", ADMIN_SEED);
+pub(crate) const AUTH: Triple = ("auth", "ungleich-auth", AUTH_SEED);
+pub(crate) const USER: Triple = ("user", "users", USER_SEED);
 
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemClock.now().unix
 }
 
-pub fn token(seed: &str) -> String {
+pub(crate) fn token(seed: &str) -> String {
     Generator::new(&Seed::parse(seed).unwrap(), TokenParams::default()).token_at(now())
 }
 
-pub fn entry(id: u64, (name, realm, seed): (&str, &str, &str)) -> Entry {
+pub(crate) fn entry(id: u64, (name, realm, seed): (&str, &str, &str)) -> Entry {
     let principal = Principal::parse(name, realm).unwrap();
     Entry::new(EntryId(id), principal, Seed::parse(seed).unwrap(), now())
 }
 
 /// The authenticating fields of a caller, joined with `more`.
-pub fn body_of((name, realm, seed): (&str, &str, &str), more: Value) -> Value {
+pub(crate) fn body_of((name, realm, seed): (&str, &str, &str), more: Value) -> Value {
     let mut body = json!({ "auth_name": name, "auth_realm": realm, "auth_token": token(seed) });
     if let Value::Object(more) = more {
         body.as_object_mut().unwrap().extend(more);
@@ -54,11 +55,11 @@ pub fn body_of((name, realm, seed): (&str, &str, &str), more: Value) -> Value {
     body
 }
 
-pub struct Setup {
-    pub api: ApiConfig,
-    pub skew_steps: u8,
+pub(crate) struct Setup {
+    pub(crate) api: ApiConfig,
+    pub(crate) skew_steps: u8,
     /// Without it the directory is never loaded.
-    pub follow: bool,
+    pub(crate) follow: bool,
 }
 
 impl Default for Setup {
@@ -75,24 +76,25 @@ impl Default for Setup {
     }
 }
 
-pub struct Gate {
-    pub base: String,
-    pub address: std::net::SocketAddr,
-    pub store: Store,
-    pub file: PathBuf,
-    pub metrics: Arc<Metrics>,
+pub(crate) struct Gate {
+    pub(crate) base: String,
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) store: Store,
+    pub(crate) file: PathBuf,
+    pub(crate) metrics: Arc<Metrics>,
     http: reqwest::Client,
-    stop: watch::Sender<bool>,
+    _stop: watch::Sender<bool>,
+    _tasks: JoinSet<()>,
     _folder: tempfile::TempDir,
 }
 
 impl Gate {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(Setup::default()).await
     }
 
     /// Starts a gate and waits until it knows its entries.
-    pub async fn start_with(setup: Setup) -> Self {
+    pub(crate) async fn start_with(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("entries.db");
         let sealer = Sealer::new(&Sealer::random_key(), &[]).unwrap();
@@ -109,10 +111,11 @@ impl Gate {
         };
         let directory = Arc::new(Directory::new(rules, Duration::from_secs(15), clock.now()));
         let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
         if setup.follow {
             let follower =
                 Follower::new(store.clone(), directory.clone(), clock.clone(), metrics.clone());
-            tokio::spawn(follower.run(stopped.clone()));
+            tasks.spawn(async { follower.run().await });
             assert!(
                 directory.wait_for(version, Duration::from_secs(10)).await,
                 "entries are loaded"
@@ -134,7 +137,7 @@ impl Gate {
             headers: HeaderNames::default(),
             config: setup.api,
         };
-        tokio::spawn(listener.run(Arc::new(TowerApp::new(api.router())), stopped));
+        tasks.spawn(listener.run(Arc::new(TowerApp::new(api.router())), stopped));
         Self {
             base: format!("http://{address}"),
             address,
@@ -142,48 +145,49 @@ impl Gate {
             file,
             metrics,
             http: http_client(),
-            stop,
+            _stop: stop,
+            _tasks: tasks,
             _folder: folder,
         }
     }
 
     /// A request to a path.
-    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         self.http.request(method, format!("{}{path}", self.base))
     }
 
     /// Sends a JSON body.
-    pub async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
         Answer::of(self.request(method, path).json(body).send().await.unwrap()).await
     }
 
     /// Sends a JSON body with the triple of `caller`.
-    pub async fn call(&self, caller: Triple, method: &str, path: &str, more: Value) -> Answer {
+    pub(crate) async fn call(
+        &self,
+        caller: Triple,
+        method: &str,
+        path: &str,
+        more: Value,
+    ) -> Answer {
         self.send(method, path, &body_of(caller, more)).await
     }
 
     /// Verifies the current token of `seed` for somebody.
-    pub async fn verify(&self, name: &str, realm: &str, seed: &str) -> StatusCode {
+    pub(crate) async fn verify(&self, name: &str, realm: &str, seed: &str) -> StatusCode {
         let more = json!({ "name": name, "realm": realm, "token": token(seed) });
         self.call(AUTH, "POST", "/verify", more).await.status
     }
 
     /// Makes an entry.
-    pub async fn create(&self, more: Value) -> Map<String, Value> {
+    pub(crate) async fn create(&self, more: Value) -> Map<String, Value> {
         let answer = self.call(ADMIN, "POST", "/ungleichotp/", more).await;
         assert_eq!(answer.status, 201, "{}", answer.json);
         answer.json.as_object().unwrap().clone()
     }
 }
 
-impl Drop for Gate {
-    fn drop(&mut self) {
-        let _ = self.stop.send(true);
-    }
-}
-
-pub fn http_client() -> reqwest::Client {
+pub(crate) fn http_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -194,16 +198,16 @@ pub fn http_client() -> reqwest::Client {
         .unwrap()
 }
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: http::HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) text: String,
     /// Null if it is empty.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 impl Answer {
-    pub async fn of(response: Response) -> Self {
+    pub(crate) async fn of(response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap();
         let json = match text.as_str() {
@@ -217,10 +221,10 @@ impl Answer {
 
     /// Asserts a refusal with a `detail`.
     #[track_caller]
-    pub fn refuses(&self, status: u16, detail: &str) {
+    pub(crate) fn refuses(&self, status: u16, detail: &str) {
         assert_eq!((self.status.as_u16(), &self.json), (status, &json!({ "detail": detail })));
     }
 }
 
-pub const UNPROVEN: &str = "Incorrect authentication credentials.";
-pub const FORBIDDEN: &str = "You do not have permission to perform this action.";
+pub(crate) const UNPROVEN: &str = "Incorrect authentication credentials.";
+pub(crate) const FORBIDDEN: &str = "You do not have permission to perform this action.";

@@ -25,7 +25,7 @@ async fn output_of(mut command: std::process::Command) -> std::process::Output {
 }
 
 async fn python() -> PathBuf {
-    let made = output_of(std::process::Command::new(root().join("tests/tools/venv.sh"))).await;
+    let made = output_of(std::process::Command::new(root().join("tests/tools/venv"))).await;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
 }
