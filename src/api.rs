@@ -129,6 +129,10 @@ impl Api {
         body: Body,
         note: &mut Note,
     ) -> Result<Response, ApiError> {
+        if head.uri.path().contains("//") {
+            // The router takes an empty segment for an id.
+            return Err(ApiError::NotFound);
+        }
         note.action = action(resource, &head.method);
         negotiate::negotiate(head)?;
         let limit = self.config.limits.max_body_bytes.and_then(|max| usize::try_from(max).ok());

@@ -160,6 +160,8 @@ where
             session.set_keepalive(None);
         }
         session.set_pipelining_enabled(true);
+        // What the service leaves unread is read by `drain`, so the connection can live on.
+        session.set_close_on_response_before_downstream_finish(false);
         session.set_read_timeout(Some(limits.body_timeout));
         session.set_write_timeout(Some(limits.write_timeout));
         self.exchange(&mut session, &limits).await?;

@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod api;
+mod api_client;
+mod api_harness;
+mod api_wire;
 mod cli;
+mod conformance;
 mod demo;
 mod docs;
 mod gate;
