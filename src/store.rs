@@ -205,7 +205,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Up to `limit` rows with a larger number than `after`, in order of number.
     async fn list(&self, after: Option<EntryId>, limit: usize) -> Result<Vec<Row>, StoreError>;
 
-    /// A number that no row has or will have otherwise.
+    /// A number below [`EntryId::MAX`] that no row has or will have otherwise.
     async fn reserve_id(&self) -> Result<EntryId, StoreError>;
 
     /// Does all of `batch` or nothing, as one record of the log. A put with a number not below the

@@ -53,17 +53,12 @@ pub enum OpenError {
         /// Why.
         cause: String,
     },
+    /// redis-rs would log in as the default user then.
+    #[error("`store.username` is set without a password: ACL users need one")]
+    UserWithoutPassword,
     /// A prefix of keys that would break the hash tag.
     #[error("`store.prefix` must be 1 to 64 visible ASCII characters without braces")]
     Prefix,
-}
-
-/// Where the sealing key of an SQLite store is if none is named: `<database>.key`.
-#[must_use]
-pub fn default_key_file(database: &Path) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".key");
-    path.into()
 }
 
 impl Store {
@@ -79,6 +74,9 @@ impl Store {
             StoreUrl::Sqlite(path) => Arc::new(Sqlite::new(path)),
             StoreUrl::Redis(url) => {
                 check_prefix(&config.prefix)?;
+                if url.username.is_some() && url.password.is_none() {
+                    return Err(OpenError::UserWithoutPassword);
+                }
                 let certificates = certificates(config, url)?;
                 Arc::new(Redis::new(url.clone(), certificates, &config.prefix))
             }
@@ -200,8 +198,7 @@ mod tests {
     async fn a_new_sqlite_store_gets_a_private_key_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("o.db");
-        let key = default_key_file(&database);
-        assert_eq!(key, dir.path().join("o.db.key"));
+        let key = dir.path().join("o.db.key");
         let config = config(&format!("sqlite:{}", database.display()), key_file(&key, true));
 
         let store = Store::open(&config).unwrap();
@@ -258,6 +255,9 @@ mod tests {
             assert!(matches!(Store::open(&config), Err(OpenError::Prefix)), "{prefix:?}");
         }
         config.prefix = "otpgate".into();
+        config.url = StoreUrl::parse("rediss://user@h").unwrap();
+        assert!(matches!(Store::open(&config), Err(OpenError::UserWithoutPassword)));
+        config.url = StoreUrl::parse("rediss://h").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pem");
         config.ca_file = Some(file.clone());

@@ -30,7 +30,7 @@ pub struct RedisUrl {
     pub topology: Topology,
     /// Number of the database; 0 on a cluster.
     pub database: i64,
-    /// ACL user; `None`: the default one.
+    /// ACL user; `None`: the default one. Needs a password to connect.
     pub username: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
@@ -140,11 +140,6 @@ impl<'a> Parts<'a> {
                 (Some(decode(user)?).filter(|u| !u.is_empty()), password.map(Secret::new), hosts)
             }
         };
-        if username.is_some() && password.is_none() {
-            return Err("has a user without a password: use `redis://USER:PASSWORD@HOST` or \
-                        `redis://:PASSWORD@HOST`"
-                .into());
-        }
         Ok(Self { username, password, hosts, path, query })
     }
 
@@ -278,6 +273,9 @@ impl fmt::Display for RedisUrl {
         write!(f, "{scheme}{kind}://")?;
         if self.password.is_some() {
             write!(f, "{}:***@", self.username.as_deref().unwrap_or_default())?;
+        } else if self.username.is_some() {
+            // It could be a password that lacks its colon.
+            f.write_str("***@")?;
         }
         match &self.topology {
             Topology::Single(host, port) => {
@@ -340,6 +338,9 @@ mod tests {
         assert_eq!((url.database, url.tls), (3, true));
         assert_eq!(url.username.as_deref(), Some("us@er"));
         assert_eq!(url.password.as_ref().unwrap().expose(), "p:/@ w");
+        // The password may come from elsewhere.
+        let url = redis("redis://user@h");
+        assert_eq!((url.username.as_deref(), url.password), (Some("user"), None));
         assert_eq!(redis("redis://:a:b@h").password.unwrap().expose(), "a:b");
         assert_eq!(redis("redis://[::1]").topology, Topology::Single("::1".into(), 6379));
     }
@@ -376,7 +377,6 @@ mod tests {
             "redis://user:p/s3cr3t@h",
             "redis://user:p#s3cr3t@h",
             "redis://user:p?s3cr3t@h",
-            "redis://s3cr3t@h",
             "redis://h:s3cr3t",
             "redis://:s3cr3t%ff@h",
             "redis://[s3cr3t]",

@@ -14,3 +14,6 @@ mod gate;
 mod harness;
 mod layering;
 mod ops;
+mod redis_server;
+mod store_contract;
+mod store_rig;

@@ -209,7 +209,11 @@ impl Connector {
             .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
             .set_user_timeout(USER_TIMEOUT);
         let info = address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp);
-        let client = Client::build_with_tls(info, self.certificates.clone())?;
+        let client = if self.url.tls {
+            Client::build_with_tls(info, self.certificates.clone())?
+        } else {
+            Client::open(info)?
+        };
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(patience));

@@ -108,7 +108,7 @@ pub(super) fn records(
 
 pub(super) fn reserve_id(conn: &Connection) -> Result<EntryId, StoreError> {
     conn.prepare_cached(
-        "UPDATE state SET next_id = next_id + 1 WHERE next_id <= ?1 RETURNING next_id - 1",
+        "UPDATE state SET next_id = next_id + 1 WHERE next_id < ?1 RETURNING next_id - 1",
     )
     .and_then(|mut statement| statement.query_row([EntryId::MAX.0], |row| row.get(0)).optional())
     .map_err(store_error)?

@@ -1,0 +1,246 @@
+//! Stores of every kind behind one interface, for tests that all kinds must pass unchanged.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use otpgate::clock::SystemClock;
+use otpgate::config::{Sealing, StoreConfig};
+use otpgate::entry::{Entry, EntryId, Principal, Seed};
+use otpgate::seal::Sealer;
+use otpgate::store::url::StoreUrl;
+use otpgate::store::{Feed, Position, Row, Step, Store, StoreError};
+use tempfile::TempDir;
+
+use crate::redis_server::{LIMIT, Options, RedisCluster, RedisServer, command};
+
+/// One place where entries are kept.
+pub(crate) struct Rig {
+    pub(crate) config: StoreConfig,
+    pub(crate) place: Place,
+    dir: TempDir,
+}
+
+pub(crate) enum Place {
+    Sqlite(PathBuf),
+    Redis(Box<RedisServer>),
+    Cluster(Arc<RedisCluster>),
+}
+
+impl Rig {
+    /// A file that does not exist yet.
+    pub(crate) async fn sqlite() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("store.db");
+        Self::at(&format!("sqlite:{}", file.display()), Place::Sqlite(file), dir)
+    }
+
+    /// An empty server of its own, which keeps what it acknowledged.
+    pub(crate) async fn redis() -> Self {
+        let options = Options { aof: true, ..Options::default() };
+        let server = tokio::task::block_in_place(|| RedisServer::start(options));
+        let dir = tempfile::tempdir().expect("a directory");
+        Self::at(&server.url(), Place::Redis(Box::new(server)), dir)
+    }
+
+    /// A prefix of its own in the shared cluster.
+    pub(crate) async fn cluster() -> Self {
+        let cluster = tokio::task::block_in_place(RedisCluster::shared);
+        let dir = tempfile::tempdir().expect("a directory");
+        Self::at(&cluster.url(), Place::Cluster(cluster), dir)
+    }
+
+    fn at(url: &str, place: Place, dir: TempDir) -> Self {
+        let config = StoreConfig {
+            url: StoreUrl::parse(url).expect("a store URL"),
+            max_stale: Duration::from_secs(15),
+            prefix: format!("test-{:016x}", rand::random::<u64>()),
+            sealing: key_file(&dir, "sealing.key"),
+            ca_file: None,
+            client_tls: None,
+        };
+        Self { config, place, dir }
+    }
+
+    /// Another process's view of the place: nothing is shared in memory.
+    pub(crate) fn store(&self) -> Store {
+        Store::open(&self.config).expect("the settings are good")
+    }
+
+    /// The store, made if it is not there yet.
+    pub(crate) async fn ready(&self) -> Store {
+        let store = self.store();
+        store.init().await.expect("the store can be made");
+        store
+    }
+
+    /// The same place, seen with another sealing key.
+    pub(crate) fn with_other_key(&self) -> Store {
+        let sealing = key_file(&self.dir, "other.key");
+        Store::open(&StoreConfig { sealing, ..self.config.clone() }).expect("settings are good")
+    }
+
+    /// Loses all contents behind the store's back.
+    pub(crate) fn empty(&self) {
+        match &self.place {
+            Place::Sqlite(file) => {
+                for suffix in ["", "-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+                }
+            }
+            Place::Redis(server) => server.run(&["FLUSHALL"]),
+            Place::Cluster(_) => {
+                let keys: Vec<String> = self.run(&["KEYS", &format!("{}*", self.key(""))]);
+                if !keys.is_empty() {
+                    let words: Vec<_> =
+                        std::iter::once("DEL").chain(keys.iter().map(String::as_str)).collect();
+                    self.run::<()>(&words);
+                }
+            }
+        }
+    }
+
+    /// Forgets all records of the log but the last `keep`.
+    pub(crate) fn trim_log(&self, keep: usize) {
+        match &self.place {
+            Place::Sqlite(_) => {
+                let sql = "DELETE FROM log WHERE version <= (SELECT max(version) FROM log) - ?1";
+                self.sqlite_file().execute(sql, [keep]).expect("trimmed");
+            }
+            _ => self.run(&["XTRIM", &self.key("log"), "MAXLEN", &keep.to_string()]),
+        }
+    }
+
+    /// Exchanges what is stored for two principals.
+    pub(crate) fn swap(&self, a: &Principal, b: &Principal) {
+        match &self.place {
+            Place::Sqlite(_) => {
+                let conn = self.sqlite_file();
+                let blob = |who: &Principal| -> Vec<u8> {
+                    let sql = "SELECT blob FROM entries WHERE realm = ?1 AND name = ?2";
+                    conn.query_row(sql, [who.realm.as_str(), who.name.as_str()], |row| row.get(0))
+                        .expect("the entry is there")
+                };
+                for (who, blob) in [(a, blob(b)), (b, blob(a))] {
+                    let sql = "UPDATE entries SET blob = ?3 WHERE realm = ?1 AND name = ?2";
+                    conn.execute(sql, (who.realm.as_str(), who.name.as_str(), blob)).expect("set");
+                }
+            }
+            _ => {
+                let [a, b] = [a, b].map(|who| self.entry_key(who));
+                self.run::<()>(&["RENAME", &a, &self.key("swap")]);
+                self.run::<()>(&["RENAME", &b, &a]);
+                self.run::<()>(&["RENAME", &self.key("swap"), &b]);
+            }
+        }
+    }
+
+    /// Everything that is stored, as raw bytes.
+    pub(crate) fn dump(&self) -> Vec<u8> {
+        match &self.place {
+            Place::Sqlite(file) => ["", "-wal"]
+                .iter()
+                .flat_map(|end| std::fs::read(format!("{}{end}", file.display())).expect("read"))
+                .collect(),
+            _ => {
+                let keys: Vec<String> = self.run(&["KEYS", &format!("{}*", self.key(""))]);
+                let keys = keys.iter().filter(|key| key.contains(":e:"));
+                keys.flat_map(|key| self.run::<Vec<u8>>(&["GET", key])).collect()
+            }
+        }
+    }
+
+    /// A connection to the file beside the store's own.
+    pub(crate) fn sqlite_file(&self) -> rusqlite::Connection {
+        let Place::Sqlite(file) = &self.place else { panic!("not an SQLite store") };
+        rusqlite::Connection::open(file).expect("it opens")
+    }
+
+    /// The server, where there is just one.
+    pub(crate) fn server(&mut self) -> &mut RedisServer {
+        let Place::Redis(server) = &mut self.place else { panic!("not a single Redis") };
+        server
+    }
+
+    /// Sends a command to the server that has the store's keys.
+    pub(crate) fn run<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let server = match &self.place {
+            Place::Redis(server) => server,
+            Place::Cluster(cluster) => cluster.owner(&self.key("meta")),
+            Place::Sqlite(_) => panic!("not a Redis store"),
+        };
+        command(words).query(&mut server.admin()).unwrap_or_else(|e| panic!("{words:?}: {e}"))
+    }
+
+    /// A key of the store in Redis.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{{{}}}:{name}", self.config.prefix)
+    }
+
+    /// The key of an entry with an ASCII name.
+    pub(crate) fn entry_key(&self, who: &Principal) -> String {
+        self.key(&format!("e:{}/{}", who.realm, who.name))
+    }
+}
+
+fn key_file(dir: &TempDir, name: &str) -> Sealing {
+    let path = dir.path().join(name);
+    if !path.exists() {
+        std::fs::write(&path, Sealer::random_key().as_bytes()).expect("written");
+    }
+    Sealing::KeyFile { path, old: Vec::new(), make: false }
+}
+
+/// A principal.
+pub(crate) fn who(name: &str, realm: &str) -> Principal {
+    Principal::parse(name, realm).expect("a good name and realm")
+}
+
+/// An entry with a random seed.
+pub(crate) fn entry(id: u64, principal: Principal) -> Entry {
+    Entry::new(EntryId(id), principal, Seed::random(), 1_700_000_000)
+}
+
+/// Creates an entry with a random seed.
+pub(crate) async fn create(store: &Store, name: &str, realm: &str) -> Result<Entry, StoreError> {
+    let principal = who(name, realm);
+    let make = |id| Entry::new(id, principal, Seed::random(), 1_700_000_000);
+    store.create(make).await.map(|(entry, _)| entry)
+}
+
+/// A follower by hand.
+pub(crate) struct Follow {
+    pub(crate) feed: Box<dyn Feed>,
+    pub(crate) position: Position,
+}
+
+impl Follow {
+    /// Connects and loads everything.
+    pub(crate) async fn start(store: &Store) -> (Self, Vec<Row>) {
+        let mut feed = store.feed(Arc::new(SystemClock)).await.expect("it connects");
+        let mut rows = Vec::new();
+        let (position, _) = feed.load(&mut |row| rows.push(row)).await.expect("it loads");
+        (Self { feed, position }, rows)
+    }
+
+    /// Goes on with another connection from where it is.
+    pub(crate) async fn reconnect(&mut self, store: &Store) {
+        self.feed = store.feed(Arc::new(SystemClock)).await.expect("it connects");
+    }
+
+    /// The changes up to now; `Err` with the reason if the place is lost.
+    pub(crate) async fn changes(&mut self) -> Result<Vec<(Principal, Option<Row>)>, &'static str> {
+        let mut changes = Vec::new();
+        loop {
+            let poll = tokio::time::timeout(LIMIT, self.feed.poll(&self.position)).await;
+            match poll.expect("polls end in bounded time").expect("the store answers") {
+                Step::Changed { rows, position, .. } => {
+                    changes.extend(rows);
+                    self.position = position;
+                }
+                Step::Current { .. } => return Ok(changes),
+                Step::Lost(why) => return Err(why),
+            }
+        }
+    }
+}
