@@ -42,12 +42,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         let mut connections = JoinSet::new();
         let mut pause = PAUSE_MIN;
         let mut stop = self.stop.clone();
-        let stopped = stop.wait_for(|stop| *stop);
+        // The watch's guard must not live across an await.
+        let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
         tokio::pin!(stopped);
         loop {
             tokio::select! {
                 biased;
-                _ = &mut stopped => break,
+                () = &mut stopped => break,
                 Some(_) = connections.join_next() => {}
                 accepted = socket.accept() => match accepted {
                     Ok((stream, peer)) => {
