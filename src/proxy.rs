@@ -179,6 +179,13 @@ impl Gate {
         request.set_raw_path(format!("{}{}", head.path.encoded(), head.query).as_bytes())
     }
 
+    /// Tells the client that no further request will be read here.
+    fn close_if_stopping(session: &mut Session, exchange: &Exchange) {
+        if exchange.connection.as_ref().is_some_and(|connection| connection.is_stopping()) {
+            session.set_keepalive(None);
+        }
+    }
+
     /// What the request needs of its upstream connection.
     fn needs(session: &Session, exchange: &Exchange) -> Needs {
         let headers = &session.req_header().headers;
@@ -220,6 +227,7 @@ impl ProxyHttp for Gate {
                 trusted: self.headers.trusts(connection.peer()),
                 tls: connection.is_tls(),
             };
+            exchange.connection = Some(connection);
         }
         exchange.request_id = self
             .headers
@@ -251,6 +259,7 @@ impl ProxyHttp for Gate {
         self.metrics.gate_duration.observe(took.as_secs_f64());
         let Err(refusal) = decision else { return Ok(false) };
         exchange.outcome = Outcome::Refused(refusal);
+        Self::close_if_stopping(session, exchange);
         refusal.answer(session, &exchange.request_id).await?;
         Ok(true)
     }
@@ -339,6 +348,7 @@ impl ProxyHttp for Gate {
             return Ok(());
         }
         exchange.upstream_status = Some(response.status.as_u16());
+        Self::close_if_stopping(session, exchange);
         if response.status != 101 {
             headers::strip_hop_by_hop(response);
         }

@@ -42,30 +42,31 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         let mut connections = JoinSet::new();
         let mut pause = PAUSE_MIN;
         let mut stop = self.stop.clone();
-        // The value is a lock's guard, which must not live on.
+        // The watch's guard must not live across an await.
         let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
         tokio::pin!(stopped);
         loop {
             tokio::select! {
-                biased;
-                () = &mut stopped => break,
-                Some(_) = connections.join_next() => {}
-                accepted = socket.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        pause = PAUSE_MIN;
-                        let connection =
-                            Connection::new(self.listener, peer, self.acceptor.is_some(), self.limits);
-                        self.start(&mut connections, stream, connection);
-                    }
-                    Err(error) if is_the_peers(&error) => {}
-                    Err(error) => {
-                        warn!(listener = self.listener, %error, "cannot accept connections, trying again");
-                        self.metrics.connection_refused(self.listener, "accept_error");
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE_MAX);
-                    }
-                },
-            }
+                           biased;
+                           () = &mut stopped => break,
+                           Some(_) = connections.join_next() => {}
+                           accepted = socket.accept() => match accepted {
+                               Ok((stream, peer)) => {
+                                   pause = PAUSE_MIN;
+                                   let connection =
+                                       Connection::new(
+            self.listener, peer, self.acceptor.is_some(), self.limits, self.stop.clone());
+                                   self.start(&mut connections, stream, connection);
+                               }
+                               Err(error) if is_the_peers(&error) => {}
+                               Err(error) => {
+                                   warn!(listener = self.listener, %error, "cannot accept connections, trying again");
+                                   self.metrics.connection_refused(self.listener, "accept_error");
+                                   sleep(pause).await;
+                                   pause = (pause * 2).min(PAUSE_MAX);
+                               }
+                           },
+                       }
         }
         drop(socket);
         while connections.join_next().await.is_some() {}

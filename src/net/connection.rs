@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
+use tokio::sync::watch;
 
 use crate::config::Limits;
 
@@ -20,6 +21,7 @@ pub struct Connection {
     peer: Option<IpAddr>,
     tls: bool,
     limits: Limits,
+    stop: watch::Receiver<bool>,
     /// Bytes read of the head that is being read, or [`NO_HEAD`].
     head: AtomicUsize,
 }
@@ -30,8 +32,9 @@ impl Connection {
         peer: Option<IpAddr>,
         tls: bool,
         limits: Limits,
+        stop: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { listener, peer, tls, limits, head: AtomicUsize::new(0) })
+        Arc::new(Self { listener, peer, tls, limits, stop, head: AtomicUsize::new(0) })
     }
 
     /// The connection that `session`'s request came on; `None` outside a [`super::Listener`].
@@ -70,6 +73,12 @@ impl Connection {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether the listener is stopping: this request is the connection's last.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
     }
 
     /// The application has read a request's head: until the next request, the bounds of heads no

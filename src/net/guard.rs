@@ -5,8 +5,8 @@
 //!   pingora would wait for ever or answer 400.
 //! - A head that pingora cannot read gets our 400 in place of pingora's: an answer that is written
 //!   while a head is still being read can be nothing else.
-//! - Between requests a connection idles for at most `keepalive_timeout`, and not at all once the
-//!   process is stopping.
+//! - Between requests a connection idles for at most `keepalive_timeout`, and hardly at all once
+//!   the process is stopping.
 //! - A client that takes no bytes for `write_timeout` is cut.
 //! - A closed connection is read from for a moment longer, so that the last answer is not destroyed by
 //!   a reset when the client was still sending.
@@ -46,6 +46,9 @@ const WRITE_BUFFER: usize = 2048;
 /// How long, and how many bytes, a closed connection is still read.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
+/// How long an idle connection outlives the order to stop: a request that was sent before that may
+/// not have been noticed yet.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
@@ -54,6 +57,8 @@ type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 enum Awaited {
     Nothing,
     FirstByte,
+    /// The first byte, if it is on its way while the process stops.
+    LastChance,
     EndOfHead,
 }
 
@@ -91,7 +96,8 @@ pub(super) struct Guard<S> {
     read_timer: Timer,
     write_timer: Timer,
     write_stalls: bool,
-    stopping: BoxFuture,
+    /// Completes when the process is to stop; gone afterwards.
+    stopping: Option<BoxFuture>,
     ending: Ending,
 }
 
@@ -114,9 +120,9 @@ impl<S: IO> Guard<S> {
             read_timer: Timer::default(),
             write_timer: Timer::default(),
             write_stalls: false,
-            stopping: Box::pin(async move {
-                let _ = stop.wait_for(|stop| *stop).await;
-            }),
+            stopping: Some(Box::pin(async move {
+                drop(stop.wait_for(|stop| *stop).await);
+            })),
             ending: Ending::Open,
         }
     }
@@ -182,8 +188,14 @@ impl<S: IO> Guard<S> {
             self.awaited = Awaited::Nothing;
             return Poll::Ready(done);
         }
-        self.await_for(Awaited::FirstByte, limits.keepalive_timeout);
-        if self.read_timer.poll(cx).is_ready() || self.stopping.as_mut().poll(cx).is_ready() {
+        if self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready()) {
+            self.stopping = None;
+        }
+        match self.stopping {
+            Some(_) => self.await_for(Awaited::FirstByte, limits.keepalive_timeout),
+            None => self.await_for(Awaited::LastChance, LAST_CHANCE),
+        }
+        if self.read_timer.poll(cx).is_ready() {
             // Nothing was asked, so nothing is answered.
             self.ending = Ending::Answering(Bytes::new());
             self.write_timer.start(LINGER);

@@ -1,5 +1,6 @@
 //! One request from its head to its log line.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
@@ -13,6 +14,7 @@ use super::request::Head;
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
+use crate::net::Connection;
 use crate::policy::{Mode, Route, RouteTimeouts};
 use crate::verifier::Permit;
 
@@ -72,6 +74,7 @@ impl Rule {
 pub struct Exchange {
     pub(super) started: Moment,
     pub(super) listener: &'static str,
+    pub(super) connection: Option<Arc<Connection>>,
     pub(super) limits: Limits,
     pub(super) origin: Origin,
     pub(super) request_id: String,
@@ -94,6 +97,7 @@ impl Exchange {
         Self {
             started,
             listener: "proxy",
+            connection: None,
             limits: Limits::default(),
             origin: Origin { peer: None, trusted: false, tls: false },
             request_id: String::new(),

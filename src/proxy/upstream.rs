@@ -118,7 +118,7 @@ impl Upstreams {
     pub async fn run(&self, mut stop: watch::Receiver<bool>) {
         let all = join_all(self.groups.iter().map(|group| self.look_after(group)));
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => {}
+            () = async { drop(stop.wait_for(|stop| *stop).await) } => {}
             _ = all => {}
         }
     }

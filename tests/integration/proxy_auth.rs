@@ -1,0 +1,260 @@
+//! Who passes the gate, with which identity, and what everybody else hears.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use otpgate::config::HeaderNames;
+use otpgate::entry::{Principal, Realm};
+use otpgate::policy::{Access, Grant, Mode, Route, RouteTimeouts};
+
+use crate::peers::echo::Echo;
+use crate::peers::gate::{Gate, Setup, plain};
+use crate::peers::until;
+use crate::peers::wire::{Answer, Connection, ask, header};
+
+fn route(path: &str, access: Access) -> Route {
+    Route {
+        prefix: path.trim_end_matches('/').to_owned(),
+        methods: Vec::new(),
+        hosts: Vec::new(),
+        access,
+        mode: None,
+        upstream: None,
+        timeouts: RouteTimeouts::default(),
+    }
+}
+
+fn realm(name: &str) -> Access {
+    Access::Allow(vec![Grant::Realm(Realm::parse(name).unwrap())])
+}
+
+async fn started() -> (Echo, Gate) {
+    let echo = Echo::start().await;
+    let gate = Setup::to(plain(echo.address)).start().await;
+    (echo, gate)
+}
+
+fn assert_refused(answer: &Answer, status: u16) {
+    assert_eq!(answer.status, status, "{}", answer.head);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert!(answer.header("date").is_some());
+    assert_eq!(answer.header("server"), None);
+    let json = answer.json();
+    assert!(json["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
+    assert_eq!(json["request_id"].as_str(), answer.header("x-request-id"));
+    assert_eq!(json["request_id"].as_str().map(str::len), Some(32));
+}
+
+#[tokio::test]
+async fn a_proven_principal_passes_with_its_identity_and_without_its_token() {
+    let (_echo, gate) = started().await;
+    let answer = ask(gate.tcp(), gate.get("/%61?q=/../x")).await;
+    assert_eq!(answer.status, 200);
+    let seen = answer.text();
+    assert!(seen.starts_with("GET /a?q=/../x HTTP/1.1\r\n"), "{seen}");
+    assert_eq!(header(&seen, "host"), Some("gate"));
+    assert_eq!(header(&seen, "x-auth-name"), Some("alice"));
+    assert_eq!(header(&seen, "x-auth-realm"), Some("staff"));
+    assert_eq!(header(&seen, "x-auth-token"), None);
+    assert!(!seen.contains(&gate.token(&gate.alice)));
+    assert_eq!(header(&seen, "x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(header(&seen, "x-forwarded-proto"), Some("http"));
+    assert_eq!(header(&seen, "x-forwarded-host"), Some("gate"));
+    assert_eq!(header(&seen, "forwarded"), Some("for=127.0.0.1;proto=http;host=\"gate\""));
+    assert_eq!(header(&seen, "x-request-id"), answer.header("x-request-id"));
+    assert_eq!(answer.header("keep-alive"), None, "the upstream's own connection");
+    assert_eq!(
+        gate.metric(
+            r#"otpgate_requests_total{listener="proxy",outcome="allowed",route="protected"}"#
+        ),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn every_401_is_the_same_and_keeps_the_connection() {
+    let (echo, gate) = started().await;
+    let lines = |name: &str, realm: &str, token: &str| {
+        format!("X-Auth-Name: {name}\r\nX-Auth-Realm: {realm}\r\nX-Auth-Token: {token}\r\n")
+    };
+    let good = gate.token(&gate.alice);
+    let wrong = if good == "000000" { "000001" } else { "000000" };
+    let mut connection = Connection::to(gate.tcp()).await;
+    let mut details = Vec::new();
+    for credentials in [
+        String::new(),
+        "X-Auth-Name: alice\r\n".to_owned(),
+        format!("X-Auth-Token: {good}\r\n"),
+        lines("alice", "staff", wrong),
+        lines("alice", "staff", "12345"),
+        lines("alice", "staff", &format!("{good}0")),
+        lines("alice", "guests", &good),
+        lines("nobody", "staff", &good),
+        lines("Alice", "staff", &good),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: gate\r\n{credentials}\r\n");
+        let answer = connection.ask(request).await.expect("the connection is kept");
+        assert_refused(&answer, 401);
+        assert_eq!(answer.header("www-authenticate"), Some("OTP realm=\"otpgate\""));
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+        details.push(answer.json()["detail"].clone());
+    }
+    details.dedup();
+    assert_eq!(details.len(), 1);
+    assert_eq!(connection.ask(gate.get("/")).await.unwrap().status, 200);
+    assert_eq!(echo.seen(), 1);
+}
+
+#[tokio::test]
+async fn routes_say_who_may_pass() {
+    let echo = Echo::start().await;
+    let only_alice = Grant::Principal(Principal::parse("alice", "staff").unwrap());
+    let mut read_only = route("/read", realm("guests"));
+    read_only.methods = vec!["GET".into()];
+    let mut setup = Setup::to(plain(echo.address));
+    setup.routes = vec![
+        route("/staff/", realm("staff")),
+        route("/alice", Access::Allow(vec![only_alice])),
+        route("/health", Access::Public),
+        read_only,
+    ];
+    let gate = setup.start().await;
+    let request = |method: &str, path: &str, proof: String| {
+        format!("{method} {path} HTTP/1.1\r\nHost: gate\r\n{proof}\r\n")
+    };
+    let (alice, bob) = (gate.proof(), gate.proof_of(&gate.bob));
+    for (method, path, proof, status) in [
+        ("GET", "/staff", &alice, 200),
+        ("GET", "/staff/x", &alice, 200),
+        ("GET", "/staff", &bob, 403),
+        ("GET", "/s%74aff/x", &bob, 403),
+        ("GET", "/alice", &bob, 403),
+        ("GET", "/alice", &alice, 200),
+        ("GET", "/read", &bob, 200),
+        ("POST", "/read", &bob, 403),
+        ("GET", "/elsewhere", &alice, 403),
+        ("GET", "/staff;x/y", &alice, 400),
+    ] {
+        let answer = ask(gate.tcp(), request(method, path, proof.clone())).await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+        if status != 200 {
+            assert_refused(&answer, status);
+        }
+    }
+    let unproven = ask(gate.tcp(), request("GET", "/elsewhere", String::new())).await;
+    assert_refused(&unproven, 401);
+    let public = ask(gate.tcp(), request("GET", "/health", alice.clone())).await;
+    assert_eq!(public.status, 200);
+    assert!(!public.text().to_lowercase().contains("x-auth"), "public routes bear no identity");
+}
+
+#[tokio::test]
+async fn report_mode_forwards_everything_and_says_what_would_be_refused() {
+    let echo = Echo::start().await;
+    let mut setup = Setup::to(plain(echo.address));
+    setup.mode = Mode::Report;
+    setup.routes = vec![route("/staff", realm("staff"))];
+    let gate = setup.start().await;
+    let spoofed = "X-Auth-Name: alice\r\nX-Auth-Realm: staff\r\nx_auth_name: root\r\n".to_owned();
+    for (path, proof) in [
+        ("/staff", String::new()),
+        ("/staff", spoofed),
+        ("/staff", gate.proof_of(&gate.bob)),
+        ("/elsewhere", gate.proof()),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gate\r\n{proof}\r\n");
+        let answer = ask(gate.tcp(), request).await;
+        assert_eq!(answer.status, 200);
+        let seen = answer.text().to_lowercase();
+        assert!(!seen.contains("auth"), "{seen}");
+    }
+    let line = r#"otpgate_requests_total{listener="proxy",outcome="reported",route="protected"}"#;
+    assert_eq!(gate.metric(line), 3.0);
+    let proven = ask(gate.tcp(), gate.get("/staff")).await;
+    assert_eq!(header(&proven.text(), "x-auth-name"), Some("alice"));
+    // What the upstream would read differently is refused all the same.
+    let unclear = ask(gate.tcp(), gate.get("/a/../staff")).await;
+    assert_refused(&unclear, 400);
+}
+
+#[tokio::test]
+async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
+    let echo = Echo::start().await;
+    let mut setup = Setup::to(plain(echo.address));
+    setup.max_stale = Duration::from_millis(200);
+    setup.routes = vec![route("/", realm("staff")), route("/health", Access::Public)];
+    let gate = setup.start().await;
+    assert_eq!(ask(gate.tcp(), gate.get("/")).await.status, 200);
+    gate.store_down.store(true, Ordering::SeqCst);
+    until("503", || async { ask(gate.tcp(), gate.get("/")).await.status == 503 }).await;
+    let answer = ask(gate.tcp(), gate.get("/")).await;
+    assert_refused(&answer, 503);
+    assert!(answer.header("retry-after").is_some());
+    let unknown = "X-Auth-Name: x\r\nX-Auth-Realm: y\r\nX-Auth-Token: 123456\r\n";
+    let unknown = format!("GET / HTTP/1.1\r\nHost: gate\r\n{unknown}\r\n");
+    assert_refused(&ask(gate.tcp(), unknown).await, 503);
+    assert_eq!(ask(gate.tcp(), gate.get("/health")).await.status, 200);
+    gate.store_down.store(false, Ordering::SeqCst);
+    until("200", || async { ask(gate.tcp(), gate.get("/")).await.status == 200 }).await;
+}
+
+#[tokio::test]
+async fn identity_headers_may_have_other_names() {
+    let echo = Echo::start().await;
+    let mut setup = Setup::to(plain(echo.address));
+    let name = http::HeaderName::from_static;
+    setup.headers = HeaderNames {
+        identity_name: name("remote-user"),
+        identity_realm: name("remote-realm"),
+        identity_principal: Some(name("remote-principal")),
+        ..HeaderNames::default()
+    };
+    let gate = setup.start().await;
+    let spoof = "Remote-User: root\r\nRemote_User: root\r\nREMOTE.REALM: root\r\n\
+                 Remote-Principal: root\r\nRemote_Principal: root\r\n";
+    let request = format!("GET / HTTP/1.1\r\nHost: gate\r\n{}{spoof}\r\n", gate.proof());
+    let seen = ask(gate.tcp(), request).await.text();
+    assert_eq!(header(&seen, "remote-user"), Some("alice"));
+    assert_eq!(header(&seen, "remote-realm"), Some("staff"));
+    assert_eq!(header(&seen, "remote-principal"), Some("alice@staff"));
+    assert!(!seen.contains("root"), "{seen}");
+    assert!(!seen.to_lowercase().contains("x-auth-"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_head_request_is_refused_without_a_body() {
+    let (_echo, gate) = started().await;
+    let mut connection = Connection::to(gate.tcp()).await;
+    connection.send("HEAD / HTTP/1.1\r\nHost: gate\r\n\r\n").await;
+    let answer = connection.answer_to_head().await.unwrap();
+    assert_eq!(answer.status, 401);
+    // The next answer begins right behind the head.
+    assert_eq!(connection.ask(gate.get("/")).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn forwarding_headers_and_request_ids_are_kept_from_trusted_proxies_only() {
+    let echo = Echo::start().await;
+    let extra = "X-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: https\r\n\
+                 X-Request-Id: front-1\r\n";
+    for (trusted, chain, proto, id) in [
+        (vec![], "127.0.0.1", "http", None),
+        (vec!["127.0.0.0/8"], "198.51.100.7, 127.0.0.1", "https", Some("front-1")),
+    ] {
+        let mut setup = Setup::to(plain(echo.address));
+        setup.trusted = trusted;
+        let gate = setup.start().await;
+        let request = format!("GET / HTTP/1.1\r\nHost: gate\r\n{}{extra}\r\n", gate.proof());
+        let answer = ask(gate.tcp(), request).await;
+        let seen = answer.text();
+        assert_eq!(header(&seen, "x-forwarded-for"), Some(chain));
+        assert_eq!(header(&seen, "x-forwarded-proto"), Some(proto));
+        let got = answer.header("x-request-id").unwrap();
+        assert_eq!(header(&seen, "x-request-id"), Some(got));
+        match id {
+            Some(id) => assert_eq!(got, id),
+            None => assert_ne!(got, "front-1"),
+        }
+    }
+}
