@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod directory_follow;
 mod docs;
 mod gate;
 mod harness;
@@ -11,4 +12,5 @@ mod layering;
 mod ops;
 mod redis_server;
 mod store_contract;
+mod store_histories;
 mod store_rig;
