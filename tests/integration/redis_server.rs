@@ -22,15 +22,6 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// As [`wait_until`], without blocking the runtime.
-pub(crate) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let start = SystemClock.now().monotonic;
-    while !done().await {
-        assert!(start.elapsed() < LIMIT, "waited too long until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// A port that nobody listens on right now.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
