@@ -43,8 +43,6 @@ pub(super) struct Fields {
     values: BTreeMap<&'static str, Value>,
     /// What the body is, if it is JSON but no object; it then has no fields.
     not_an_object: Option<&'static str>,
-    /// Forms cannot say null: they say it by an empty text.
-    is_form: bool,
 }
 
 impl Fields {
@@ -53,18 +51,14 @@ impl Fields {
         Self { not_an_object: Some(kind), ..Self::default() }
     }
 
-    fn form() -> Self {
-        Self { is_form: true, ..Self::default() }
-    }
-
     /// The value of a known field.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.values.get(name)
     }
 
-    /// As [`Self::get`], for fields that may be null.
+    /// As [`Self::get`], for fields that may be null. An empty text is too: forms cannot say null.
     pub(super) fn get_nullable(&self, name: &str) -> Option<&Value> {
-        self.get(name).map(|v| if self.is_form && v.is_empty_text() { &Value::Null } else { v })
+        self.get(name).map(|value| if value.is_empty_text() { &Value::Null } else { value })
     }
 
     /// Whether any field is there whose name starts so.
@@ -218,7 +212,7 @@ fn decode(bytes: &[u8], charset: Charset) -> Result<Cow<'_, str>, ApiError> {
 }
 
 fn read_form(bytes: &[u8]) -> Result<Fields, ApiError> {
-    let mut fields = Fields::form();
+    let mut fields = Fields::default();
     for (name, value) in form_urlencoded::parse(bytes) {
         fields.add(&name, || Ok(Value::text(value.into_owned())))?;
     }
@@ -229,7 +223,7 @@ async fn read_multipart(bytes: Bytes, boundary: String) -> Result<Fields, ApiErr
     let bad = |_| ApiError::Malformed("Multipart form parse error".into());
     let once = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes)]);
     let mut parts = multer::Multipart::new(once, boundary);
-    let mut fields = Fields::form();
+    let mut fields = Fields::default();
     while let Some(part) = parts.next_field().await.map_err(bad)? {
         let name = part.name().unwrap_or_default().to_owned();
         let is_file = part.file_name().is_some();

@@ -96,6 +96,11 @@ pub(super) fn check_integer(value: &Value, min: u64, max: u64) -> Result<u64, Ve
         Value::Number(text) | Value::Text { text, surrogate: None } => text.trim(),
         _ => return one("A valid integer is required.".into()),
     };
+    // To JSON, 8.0 is the integer 8.
+    let text = match text.split_once('.') {
+        Some((whole, zeros)) if !zeros.is_empty() && zeros.bytes().all(|b| b == b'0') => whole,
+        _ => text,
+    };
     match text.parse::<i128>() {
         Err(_) => one("A valid integer is required.".into()),
         Ok(n) if n < i128::from(min) => {
@@ -163,12 +168,13 @@ mod tests {
     fn integers_have_bounds() {
         assert_eq!(check_integer(&Value::Number("8".into()), 6, 8), Ok(8));
         assert_eq!(check_integer(&text("6"), 6, 8), Ok(6));
+        assert_eq!(check_integer(&Value::Number("7.0".into()), 6, 8), Ok(7));
         for (value, message) in [
             (text("9"), "Ensure this value is less than or equal to 8."),
             (text("-1"), "Ensure this value is greater than or equal to 6."),
             (text(&"9".repeat(30)), "Ensure this value is less than or equal to 8."),
             (text(&"9".repeat(60)), "A valid integer is required."),
-            (text("6.0"), "A valid integer is required."),
+            (text("6.5"), "A valid integer is required."),
             (Value::Bool(true), "A valid integer is required."),
             (Value::Other, "A valid integer is required."),
         ] {

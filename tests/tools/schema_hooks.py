@@ -1,25 +1,36 @@
-"""Gives every generated request a valid triple, and keeps the gate's own entries from harm."""
+"""Gives every generated request a valid triple, and something that is there to work on."""
+import itertools
 import os
 import time
+import uuid
 
 import pyotp
 import schemathesis
 
-# Tokens of entries 1 to 3 prove the callers of this very run.
-FIRST_FREE_ID = 4
-SECRETS = {"admin": os.environ["ADMIN_SEED"], "auth": os.environ["AUTH_SEED"]}
+# Entries that the test puts there for requests to find, change and delete.
+POOL_START, POOL_SIZE = 1000, 500
+SEEDS = {name: os.environ[name.upper() + "_SEED"] for name in ("admin", "auth")}
+AUTH_FIELDS = ("auth_name", "auth_realm", "auth_token")
+counter = itertools.count()
 
 
-def triple(case):
-    caller = "auth" if case.operation.path.endswith(("/verify", "/verify/")) else "admin"
-    token = pyotp.TOTP(SECRETS[caller]).at(int(time.time()))
-    return {"X-Auth-Name": caller, "X-Auth-Realm": "ungleich-" + caller, "X-Auth-Token": token}
+def token(name):
+    return pyotp.TOTP(SEEDS[name]).at(int(time.time()))
 
 
-@schemathesis.auth()
+def is_label(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) or isinstance(value, str) and value.strip()
+
+
+def is_verify(case):
+    return case.operation.path.rstrip("/").endswith("/verify")
+
+
+@schemathesis.auth(refresh_interval=None)
 class Triple:
     def get(self, case, context):
-        return triple(case)
+        caller = "auth" if is_verify(case) else "admin"
+        return {"X-Auth-Name": caller, "X-Auth-Realm": "ungleich-" + caller, "X-Auth-Token": token(caller)}
 
     def set(self, case, data, context):
         case.headers = {**(case.headers or {}), **data}
@@ -27,10 +38,21 @@ class Triple:
 
 @schemathesis.hook
 def before_call(context, case, **kwargs):
-    # A generated triple in the body would count instead of the headers.
-    if isinstance(case.body, dict):
-        for field in ("auth_name", "auth_realm", "auth_token"):
-            case.body.pop(field, None)
+    number = next(counter)
     parameters = case.path_parameters or {}
-    if case.method != "GET" and str(parameters.get("id")).strip("+0") in ("1", "2", "3"):
-        parameters["id"] = FIRST_FREE_ID
+    if str(parameters.get("id", "")).lstrip("+").isdecimal():
+        # Never the callers' own entries.
+        parameters["id"] = POOL_START + int(parameters["id"]) % POOL_SIZE
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    # A generated triple in the body would count instead of the headers.
+    for field in AUTH_FIELDS:
+        body.pop(field, None)
+    if is_verify(case):
+        # Half of what is to be verified is right.
+        if number % 2 and all(isinstance(body.get(f), str) for f in ("name", "realm", "token")):
+            body.update(name="auth", realm="ungleich-auth", token=token("auth"))
+    elif ("realm" in body or case.method == "PATCH") and is_label(body.get("realm", "r")):
+        # No two entries may have one name in one realm, which a schema cannot say.
+        body["realm"] = uuid.uuid4().hex
