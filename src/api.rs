@@ -1,7 +1,7 @@
 //! Management of entries and verification of tokens, as ungleich-otp's REST API answers.
 //!
-//! Every request goes the same way: [`edge`] → content negotiation → [`body`] → [`auth`] → method →
-//! capability → [`management`] or [`verify`]. The order is part of the behaviour.
+//! Every request goes the same way: `edge` → `negotiate` → `body` → `auth` → method → capability →
+//! `management`, `list` or `verify`. The order is part of the behaviour.
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::value::Value;
@@ -20,6 +21,12 @@ use super::{json, value};
 
 /// The largest body, as Django's default.
 pub(super) const MAX_BYTES: usize = 2_621_440;
+
+/// Bodies beyond this size share [`LARGE`], since callers need not be proven to send one: without it,
+/// every connection might fill [`MAX_BYTES`].
+const SMALL_BYTES: usize = 64 << 10;
+/// How many larger bodies are held at once.
+static LARGE: Semaphore = Semaphore::const_new(32);
 
 /// Every field that any request reads.
 pub(super) const KNOWN: [&str; 12] = [
@@ -120,10 +127,14 @@ pub(super) async fn read(
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::TooLarge);
     }
+    let mut slot = None;
     while let Some(frame) = body.frame().await {
         let Ok(part) = frame.map_err(|e| broken_body(&e))?.into_data() else { continue };
         if read.len() + part.len() > limit {
             return Err(ApiError::TooLarge);
+        }
+        if read.len() + part.len() > SMALL_BYTES && slot.is_none() {
+            slot = Some(LARGE.try_acquire().map_err(|_| ApiError::Busy)?);
         }
         read.extend_from_slice(&part);
         if let (Err(_), false) = (&kind, read.is_empty()) {
@@ -233,4 +244,38 @@ async fn read_multipart(bytes: Bytes, boundary: String) -> Result<Fields, ApiErr
         })?;
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn large_bodies_share_their_memory() {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
+        let read_spaces = async |bytes: usize| {
+            let json = format!("{}{{}}", " ".repeat(bytes));
+            read(&headers, Body::from(json), MAX_BYTES).await
+        };
+        assert!(read_spaces(SMALL_BYTES).await.is_ok());
+        let all = LARGE.acquire_many(32).await.unwrap();
+        assert!(matches!(read_spaces(SMALL_BYTES).await, Err(ApiError::Busy)));
+        assert!(read_spaces(SMALL_BYTES - 2).await.is_ok());
+        drop(all);
+        assert!(read_spaces(SMALL_BYTES).await.is_ok());
+    }
+
+    #[test]
+    fn utf_16_has_either_order() {
+        for (bytes, text) in [
+            (b"\xff\xfe{\0}\0" as &[u8], Some("{}")),
+            (b"\xfe\xff\0{\0}", Some("{}")),
+            (b"{\0}\0", Some("{}")),
+            (b"{\0}", None),
+            (b"\0\xd8", None),
+        ] {
+            assert_eq!(decode(bytes, Charset::Utf16).ok().as_deref(), text, "{bytes:?}");
+        }
+        assert!(decode(b"\xff", Charset::Utf8).is_err());
+    }
 }

@@ -51,6 +51,9 @@ pub(super) enum ApiError {
     /// The body is larger than the limit.
     #[error("body too large")]
     TooLarge,
+    /// Too many large bodies are being read at once.
+    #[error("too many large bodies")]
+    Busy,
     /// The body did not come in time.
     #[error("body too slow")]
     TooSlow,
@@ -114,6 +117,11 @@ impl ApiError {
             Self::TooLarge => {
                 (S::BAD_REQUEST, "too_large", detail("The request's body is too large."))
             }
+            Self::Busy => (
+                S::SERVICE_UNAVAILABLE,
+                "busy",
+                detail("Too many large requests at once, try again later."),
+            ),
             Self::TooSlow => {
                 (S::REQUEST_TIMEOUT, "too_slow", detail("The request's body came too slowly."))
             }

@@ -17,6 +17,7 @@ use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use pingora::ErrorType;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -67,8 +68,9 @@ where
         let is_head = head.method == Method::HEAD;
         let (response, body_asked_for) = self.call(session, head, limits).await;
         let (mut head, mut body) = response.into_parts();
-        if !body_asked_for && session.get_header(EXPECT).is_some() {
-            // The client still waits for "100 Continue": it will not send the body, or all of it.
+        let client_waits = !body_asked_for && session.get_header(EXPECT).is_some();
+        if client_waits {
+            // For "100 Continue": it will not send the body, or not at once.
             session.set_keepalive(None);
         }
         frame(&mut head.headers, head.status, body.size_hint().exact());
@@ -81,7 +83,7 @@ where
             }
         }
         session.write_response_body(Bytes::new(), true).await.ok()?;
-        drain(session).await
+        if client_waits { Some(()) } else { drain(session).await }
     }
 
     /// Runs the service, and reads the request's body while, and only if, the service asks for it.
@@ -229,8 +231,10 @@ async fn read(session: &mut ServerSession, continued: bool, limits: &Limits) -> 
     // pingora's own time-out does not cover HTTP/2.
     match tokio::time::timeout(limits.body_timeout, read).await {
         Ok(Ok(part)) => part.map(Ok),
-        Ok(Err(_)) => Some(Err(std::io::Error::other("the body cannot be read"))),
-        Err(_) => Some(Err(std::io::ErrorKind::TimedOut.into())),
+        Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => {
+            Some(Err(std::io::Error::other("the body cannot be read")))
+        }
+        Ok(Err(_)) | Err(_) => Some(Err(std::io::ErrorKind::TimedOut.into())),
     }
 }
 

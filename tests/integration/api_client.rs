@@ -9,6 +9,7 @@ use otpgate::secret::Secret;
 use serde_json::{Map, Value, json};
 
 use crate::api_harness::*;
+use crate::harness::otpgate;
 
 fn client_of(server: &str, (name, realm, _): Triple, proof: Proof) -> Client {
     let credentials = Credentials {
@@ -60,6 +61,67 @@ async fn every_call_works() {
     assert_eq!((&changed.more["comment"], &changed.more["digits"]), (&json!("x"), &json!(8)));
     admin.delete(id).await.unwrap();
     refused(admin.show(id).await, 404, "No OTPSeed matches the given query.");
+}
+
+/// Runs `otpgate client` against a gate, as its admin unless the environment says otherwise.
+async fn command(
+    gate: &Gate,
+    environment: &[(&str, &str)],
+    args: &[&str],
+) -> (Option<i32>, String) {
+    let mut command = otpgate();
+    command
+        .args(["client", "--server-url", &gate.base])
+        .args(args)
+        .env("UNGLEICHOTPNAME", ADMIN.0)
+        .env("UNGLEICHOTPREALM", ADMIN.1)
+        .env("UNGLEICHOTPSEED", ADMIN.2)
+        .envs(environment.iter().copied());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_do_what_the_calls_do() {
+    let gate = Gate::start().await;
+    let run = async |args: &[&str]| command(&gate, &[], args).await;
+    let (code, made) = run(&["create", "--name", "svc", "--realm", "users", "--json"]).await;
+    assert_eq!(code, Some(0), "{made}");
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let (seed, id) = (made["seed"].as_str().unwrap(), made["id"].to_string());
+
+    let as_auth = [
+        ("OTPGATE_AUTH_NAME", AUTH.0),
+        ("OTPGATE_AUTH_REALM", AUTH.1),
+        ("OTPGATE_AUTH_SEED", AUTH.2),
+    ];
+    let verify = ["verify", "--name", "svc", "--realm", "users", "--seed", seed];
+    assert_eq!(command(&gate, &as_auth, &verify).await, (Some(0), "OK\n".to_owned()));
+    let (code, refused) = run(&verify).await;
+    assert_eq!(code, Some(1));
+    assert!(refused.contains("403") && refused.contains(FORBIDDEN), "{refused}");
+
+    let svc = ["--name", "svc", "--realm", "users"];
+    let update = [&["update"] as &[_], &svc, &["--new-name", "new", "--comment", "x"]].concat();
+    let (code, updated) = run(&update).await;
+    assert_eq!(code, Some(0), "{updated}");
+    assert!(
+        updated.contains("name        new\n") && updated.contains("comment     x\n"),
+        "{updated}"
+    );
+    let (_, listed) = run(&["list", "--realm", "users"]).await;
+    assert_eq!(listed, format!("ID  REALM  NAME\n3   users  user\n{id}   users  new\n"));
+    let (code, missing) = run(&[&["show"] as &[_], &svc].concat()).await;
+    assert_eq!(code, Some(1), "{missing}");
+    let (code, deleted) = run(&["delete", "--id", &id]).await;
+    assert_eq!((code, deleted), (Some(0), format!("deleted {id}\n")));
+
+    let (code, usage) = run(&["delete"]).await;
+    assert_eq!(code, Some(2), "{usage}");
+    let (code, usage) = run(&["list", "--auth-seed", "1!"]).await;
+    assert_eq!(code, Some(2), "{usage}");
+    assert!(!usage.contains("1!"), "{usage}");
 }
 
 #[tokio::test]
