@@ -1,6 +1,5 @@
 //! Who passes the gate, with which identity, and what everybody else hears.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use otpgate::config::HeaderNames;
@@ -184,9 +183,9 @@ async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let mut setup = Setup::to(plain(echo.address));
     setup.max_stale = Duration::from_millis(200);
     setup.routes = vec![route("/", realm("staff")), route("/health", Access::Public)];
-    let gate = setup.start().await;
+    let mut gate = setup.start().await;
     assert_eq!(ask(gate.tcp(), gate.get("/")).await.status, 200);
-    gate.store_down.store(true, Ordering::SeqCst);
+    gate.store.stop();
     until("503", || async { ask(gate.tcp(), gate.get("/")).await.status == 503 }).await;
     let answer = ask(gate.tcp(), gate.get("/")).await;
     assert_refused(&answer, 503);
@@ -195,7 +194,7 @@ async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let unknown = format!("GET / HTTP/1.1\r\nHost: gate\r\n{unknown}\r\n");
     assert_refused(&ask(gate.tcp(), unknown).await, 503);
     assert_eq!(ask(gate.tcp(), gate.get("/health")).await.status, 200);
-    gate.store_down.store(false, Ordering::SeqCst);
+    gate.store.start();
     until("200", || async { ask(gate.tcp(), gate.get("/")).await.status == 200 }).await;
 }
 
