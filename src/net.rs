@@ -148,7 +148,7 @@ impl Listener {
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
-        let app = Driven::new(app, self.limits, self.metrics.clone());
+        let app = Driven::new(app, self.limits);
         let slots = Arc::new(Semaphore::new(self.limits.max_connections));
         let open = self.metrics.open_connections(self.name);
         join_all(self.bound.into_iter().map(|bound| {

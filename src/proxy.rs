@@ -29,6 +29,7 @@ use crate::verifier::{Permit, Verifier};
 
 mod access;
 mod credentials;
+mod discovery;
 mod failure;
 mod headers;
 mod refusal;

@@ -1,21 +1,17 @@
 //! Drives an HTTP application on one connection: HTTP/2 through pingora's own loop, HTTP/1.1 through
 //! ours, because only a loop knows where one request ends and the next head begins.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::{ALPN, IO};
 use pingora::server::ShutdownWatch;
-use tracing::error;
 
 use super::guard::Guard;
 use crate::config::Limits;
-use crate::metrics::Metrics;
 
 /// pingora's word for "kept alive without a time-out of its own"; the [`Guard`] bounds idling.
 const KEEP_ALIVE: Option<u64> = Some(0);
@@ -25,16 +21,15 @@ pub(super) struct Driven<A> {
     app: Arc<A>,
     options: HttpServerOptions,
     h2: H2Options,
-    metrics: Arc<Metrics>,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Driven<A> {
-    pub(super) fn new(app: Arc<A>, limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(app: Arc<A>, limits: Limits) -> Arc<Self> {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(limits.keepalive_timeout);
         let mut h2 = default_h2_options();
         h2.max_header_list_size(u32::try_from(limits.max_head_bytes).unwrap_or(u32::MAX));
-        Arc::new(Self { app, options, h2, metrics })
+        Arc::new(Self { app, options, h2 })
     }
 
     /// Serves a connection until it ends.
@@ -80,15 +75,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Driven<A> {
         session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        match AssertUnwindSafe(self.app.process_new_http(session, stop)).catch_unwind().await {
-            Ok(reusable) => reusable,
-            // The panic hook has logged it; the connection (HTTP/2: the stream) is gone.
-            Err(_) => {
-                self.metrics.panics.inc();
-                error!("a request was dropped because of a panic");
-                None
-            }
-        }
+        // A panic ends this task, or for HTTP/2 the stream's: tokio confines it, and the panic hook
+        // counts it.
+        self.app.process_new_http(session, stop).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {

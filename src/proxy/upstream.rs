@@ -1,18 +1,16 @@
 //! Upstream servers: groups of equal backends, their names resolved and their health checked in the
 //! background, so that a request never waits for either.
 
-use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::health_check::{HealthCheck as BackendCheck, HttpHealthCheck};
-use pingora::lb::{Backend, Backends, Extensions};
+use pingora::lb::{Backend, Backends};
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
 use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
@@ -20,18 +18,17 @@ use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 use x509_parser::parse_x509_certificate;
 
+use super::discovery::{Discovery, Shared};
 use crate::config::{HealthCheck, ProxyConfig, Target, Upstream, UpstreamHttp, UpstreamTimeouts};
 use crate::metrics::Metrics;
 use crate::policy::RouteTimeouts;
 
-/// Longest wait for DNS.
-const DNS_LIMIT: Duration = Duration::from_secs(5);
 /// Time between look-ups while a name has never been resolved.
 const DNS_RETRY: Duration = Duration::from_secs(1);
 /// Most attempts to find a backend that can be connected to.
@@ -348,84 +345,5 @@ fn log_change(target: &Backend, healthy: bool) {
         info!(%address, "an upstream server is healthy again");
     } else {
         warn!(%address, "an upstream server is unhealthy");
-    }
-}
-
-/// Finds the addresses of targets, and keeps the last good answer for each.
-struct Discovery {
-    targets: Vec<Target>,
-    known: Mutex<HashMap<usize, Vec<SocketAddr>>>,
-}
-
-impl Discovery {
-    fn new(targets: Vec<Target>) -> Self {
-        Self { targets, known: Mutex::default() }
-    }
-
-    /// Whether there is nothing to look up, ever.
-    fn is_static(&self) -> bool {
-        !self
-            .targets
-            .iter()
-            .any(|target| matches!(target, Target::Host(host, _) if ip(host).is_none()))
-    }
-
-    fn all_known(&self) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).values().all(|a| !a.is_empty())
-    }
-
-    async fn look_up(&self, index: usize, host: &str, port: u16) -> Vec<SocketAddr> {
-        let answer = timeout(DNS_LIMIT, lookup_host((host, port))).await;
-        let failure = match answer {
-            Ok(Ok(addresses)) => {
-                let addresses: Vec<_> = addresses.collect();
-                if !addresses.is_empty() {
-                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                    known.insert(index, addresses.clone());
-                    return addresses;
-                }
-                "no address".to_owned()
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = known.entry(index).or_default().clone();
-        warn!(host, failure, kept = last.len(), "cannot resolve the name of an upstream server");
-        last
-    }
-}
-
-fn ip(host: &str) -> Option<std::net::IpAddr> {
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-/// What pingora's balancer asks.
-struct Shared(Arc<Discovery>);
-
-#[async_trait]
-impl ServiceDiscovery for Shared {
-    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let found = join_all(self.0.targets.iter().enumerate().map(async |(index, target)| {
-            match target {
-                Target::Unix(path) => std::os::unix::net::SocketAddr::from_pathname(path)
-                    .map(|address| vec![BackendAddress::Unix(address)])
-                    .unwrap_or_default(),
-                Target::Host(host, port) => match ip(host) {
-                    Some(ip) => vec![BackendAddress::Inet(SocketAddr::new(ip, *port))],
-                    None => {
-                        let found = self.0.look_up(index, host, *port).await;
-                        found.into_iter().map(BackendAddress::Inet).collect()
-                    }
-                },
-            }
-        }));
-        let backends = found
-            .await
-            .into_iter()
-            .flatten()
-            .map(|addr| Backend { addr, weight: 1, ext: Extensions::new() })
-            .collect();
-        Ok((backends, HashMap::new()))
     }
 }

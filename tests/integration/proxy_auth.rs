@@ -1,6 +1,5 @@
 //! Who passes the gate, with which identity, and what everybody else hears.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use otpgate::config::HeaderNames;
@@ -184,9 +183,9 @@ async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let mut setup = Setup::to(plain(echo.address));
     setup.max_stale = Duration::from_millis(200);
     setup.routes = vec![route("/", realm("staff")), route("/health", Access::Public)];
-    let gate = setup.start().await;
+    let mut gate = setup.start().await;
     assert_eq!(ask(gate.tcp(), gate.get("/")).await.status, 200);
-    gate.store_down.store(true, Ordering::SeqCst);
+    gate.store.stop();
     until("503", || async { ask(gate.tcp(), gate.get("/")).await.status == 503 }).await;
     let answer = ask(gate.tcp(), gate.get("/")).await;
     assert_refused(&answer, 503);
@@ -195,7 +194,7 @@ async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let unknown = format!("GET / HTTP/1.1\r\nHost: gate\r\n{unknown}\r\n");
     assert_refused(&ask(gate.tcp(), unknown).await, 503);
     assert_eq!(ask(gate.tcp(), gate.get("/health")).await.status, 200);
-    gate.store_down.store(false, Ordering::SeqCst);
+    gate.store.start();
     until("200", || async { ask(gate.tcp(), gate.get("/")).await.status == 200 }).await;
 }
 
@@ -256,5 +255,86 @@ async fn forwarding_headers_and_request_ids_are_kept_from_trusted_proxies_only()
             Some(id) => assert_eq!(got, id),
             None => assert_ne!(got, "front-1"),
         }
+    }
+}
+
+/// Collects log lines of one thread.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn one_line_tells_of_a_request_what_may_be_told() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    // With only one dispatcher, tracing asks that of the thread which happens to come first; other
+    // tests' threads have none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    // The test's runtime has this one thread.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (_echo, gate) = started().await;
+    let token = gate.token(&gate.alice);
+    let answers = [
+        ask(gate.tcp(), gate.get("/path?query=secret")).await,
+        ask(
+            gate.tcp(),
+            "GET /path?query=secret HTTP/1.1\r\nHost: g\r\nX-Auth-Name: mallory\r\n\r\n",
+        )
+        .await,
+        ask(gate.tcp(), gate.get("/bad/../path?query=secret")).await,
+        ask(gate.tcp(), gate.get("/bad path") + "GET /second?query=secret HTTP/9.9\r\n\r\n").await,
+    ];
+    let line_of = |answer: &Answer| {
+        let id = answer.header("x-request-id").map(ToOwned::to_owned);
+        let id = id.unwrap_or_else(|| answer.json()["request_id"].as_str().unwrap().to_owned());
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &serde_json::Value| {
+                line["target"] == "otpgate::access" && line["fields"]["request_id"] == id.as_str()
+            })
+            .collect();
+        assert!(lines.len() < 2, "{lines:?}");
+        lines.into_iter().next().map(|line| line["fields"].clone())
+    };
+    until("the lines are written", || async { line_of(&answers[2]).is_some() }).await;
+    let proven = line_of(&answers[0]).unwrap();
+    for (field, value) in [
+        ("method", "GET"),
+        ("path", "/path"),
+        ("outcome", "allowed"),
+        ("realm", "staff"),
+        ("name", "alice"),
+        ("client", "127.0.0.1"),
+        ("listener", "proxy"),
+    ] {
+        assert_eq!(proven[field], value, "{field}");
+    }
+    assert_eq!(proven["status"], 200);
+    assert!(proven["duration_ms"].as_f64().unwrap() >= proven["upstream_ms"].as_f64().unwrap());
+    let unproven = line_of(&answers[1]).unwrap();
+    assert_eq!(unproven["outcome"], "unauthenticated");
+    assert_eq!(unproven["reason"], "credentials_missing");
+    let unclear = line_of(&answers[2]).unwrap();
+    assert_eq!((&unclear["status"], &unclear["reason"]), (&400.into(), &"bad_path".into()));
+    let all = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for secret in ["secret", "mallory", "..", &token] {
+        assert!(!all.contains(secret), "{secret} in {all}");
     }
 }

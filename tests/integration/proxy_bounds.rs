@@ -288,3 +288,58 @@ async fn all_bind_errors_are_told_at_once() {
     assert!(errors[0].to_string().contains(&taken.local_addr().unwrap().to_string()));
     assert!(errors[1].to_string().contains("cert.pem"), "{}", errors[1]);
 }
+
+#[tokio::test]
+async fn http2_is_bounded_and_drained_too() {
+    let echo = Echo::start().await;
+    let mut setup = Setup::to(plain(echo.address));
+    setup.h2c = true;
+    setup.timeouts.read = SHORT;
+    setup.limits =
+        Limits { keepalive_timeout: 3 * SHORT, max_head_bytes: 4 << 10, ..Limits::default() };
+    let mut gate = setup.start().await;
+    let request = |gate: &Gate, padding: usize| {
+        http::Request::post("http://gate/")
+            .header("x-auth-name", "alice")
+            .header("x-auth-realm", "staff")
+            .header("x-auth-token", gate.token(&gate.alice))
+            .header("x-padding", "p".repeat(padding))
+            .body(())
+            .unwrap()
+    };
+    let connect = async |gate: &Gate| {
+        h2::client::handshake(TcpStream::connect(gate.tcp()).await.unwrap()).await.unwrap()
+    };
+    // A body that stalls.
+    let (send, connection) = connect(&gate).await;
+    let connection = tokio::spawn(connection);
+    let stalled = h2peer::open(&send, request(&gate, 0)).await;
+    assert_eq!(stalled.response.status(), 408);
+    drop(stalled);
+    // Too large a head.
+    let (answer, _) = h2peer::ask(&send, request(&gate, 5 << 10)).await;
+    assert_eq!(answer.status(), 431);
+    assert_eq!(h2peer::ask(&send, request(&gate, 0)).await.0.status(), 200);
+    // Idle for too long.
+    let ended = crate::peers::bounded("the end", connection).await.unwrap();
+    drop(ended);
+    drop(send);
+    // In flight while stopping.
+    let (send, connection) = connect(&gate).await;
+    let connection = tokio::spawn(connection);
+    let mut ready = send.clone().ready().await.unwrap();
+    let (answer, mut body) = ready.send_request(request(&gate, 0), false).unwrap();
+    body.send_data("ab".into(), false).unwrap();
+    until("it is in flight", || async {
+        gate.metric("otpgate_gate_duration_seconds_count") == 3.0
+    })
+    .await;
+    gate.stop.send(true).unwrap();
+    until("no listener", || async { TcpStream::connect(gate.tcp()).await.is_err() }).await;
+    body.send_data("cd".into(), true).unwrap();
+    let answer = crate::peers::bounded("the answer", answer).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    drop((answer, send, ready, body));
+    crate::peers::bounded("the drain", &mut gate.running).await.unwrap();
+    connection.abort();
+}

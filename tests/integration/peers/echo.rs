@@ -14,10 +14,10 @@ use tokio_rustls::TlsAcceptor;
 use super::wire::Connection;
 
 /// A running upstream; it ends when dropped.
-pub struct Echo {
-    pub address: SocketAddr,
+pub(crate) struct Echo {
+    pub(crate) address: SocketAddr,
     /// Requests seen.
-    pub requests: Arc<AtomicUsize>,
+    pub(crate) requests: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -28,16 +28,16 @@ impl Drop for Echo {
 }
 
 impl Echo {
-    pub fn seen(&self) -> usize {
+    pub(crate) fn seen(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::named("").await
     }
 
     /// Says its name in `X-Upstream`.
-    pub async fn named(name: &'static str) -> Self {
+    pub(crate) async fn named(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -50,7 +50,7 @@ impl Echo {
         Self { address, requests, task }
     }
 
-    pub async fn over_tls(config: Arc<ServerConfig>) -> Self {
+    pub(crate) async fn over_tls(config: Arc<ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -70,7 +70,7 @@ impl Echo {
 }
 
 /// The same on a Unix socket.
-pub fn on_unix(path: &Path) -> JoinHandle<()> {
+pub(crate) fn on_unix(path: &Path) -> JoinHandle<()> {
     let listener = UnixListener::bind(path).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

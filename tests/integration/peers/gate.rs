@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,26 +20,26 @@ use otpgate::verifier::Verifier;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::directory::{self, Caller};
+use super::directory::{Caller, Followed};
 
 /// What a test may choose; everything else is the default.
-pub struct Setup {
-    pub listen: Address,
-    pub tls: Option<TlsFiles>,
-    pub h2c: bool,
-    pub upstreams: Vec<Upstream>,
-    pub routes: Vec<Route>,
-    pub mode: Mode,
-    pub limits: Limits,
-    pub timeouts: UpstreamTimeouts,
-    pub health: HealthCheck,
-    pub trusted: Vec<&'static str>,
-    pub headers: HeaderNames,
-    pub max_stale: Duration,
+pub(crate) struct Setup {
+    pub(crate) listen: Address,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) h2c: bool,
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) mode: Mode,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: UpstreamTimeouts,
+    pub(crate) health: HealthCheck,
+    pub(crate) trusted: Vec<&'static str>,
+    pub(crate) headers: HeaderNames,
+    pub(crate) max_stale: Duration,
 }
 
 /// A plain upstream on TCP.
-pub fn plain(address: SocketAddr) -> Upstream {
+pub(crate) fn plain(address: SocketAddr) -> Upstream {
     Upstream {
         targets: vec![Target::Host(address.ip().to_string(), address.port())],
         http: UpstreamHttp::Http1,
@@ -49,7 +48,7 @@ pub fn plain(address: SocketAddr) -> Upstream {
 }
 
 impl Setup {
-    pub fn to(upstream: Upstream) -> Self {
+    pub(crate) fn to(upstream: Upstream) -> Self {
         Self {
             listen: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
             tls: None,
@@ -66,13 +65,12 @@ impl Setup {
         }
     }
 
-    pub async fn start(self) -> Gate {
+    pub(crate) async fn start(self) -> Gate {
         let metrics = Arc::new(Metrics::new(["staff".to_owned()]));
         let (stop, stopping) = watch::channel(false);
         let alice = Caller::new("alice", "staff");
         let bob = Caller::new("bob", "guests");
-        let (directory, store_down) =
-            directory::of(&[&alice, &bob], self.max_stale, metrics.clone(), stopping.clone()).await;
+        let store = Followed::new(&[&alice, &bob], self.max_stale, metrics.clone()).await;
         let listen = Listen { address: self.listen, tls: self.tls, h2c: self.h2c };
         let config = ProxyConfig {
             listen: vec![listen.clone()],
@@ -90,7 +88,7 @@ impl Setup {
         let until = stopping.clone();
         tokio::spawn(async move { looking_after.run(until).await });
         let gate = app(Parts {
-            verifier: Arc::new(Verifier::new(directory, metrics.clone())),
+            verifier: Arc::new(Verifier::new(store.directory.clone(), metrics.clone())),
             policy: Arc::new(ArcSwap::from_pointee(Policy::new(self.routes))),
             headers: self.headers,
             config,
@@ -102,30 +100,30 @@ impl Setup {
         let listener = Listener::bind("proxy", &[listen], self.limits, metrics.clone()).unwrap();
         let address = listener.addresses().remove(0);
         let running = tokio::spawn(listener.run(gate, stopping));
-        Gate { address, metrics, alice, bob, store_down, stop, running }
+        Gate { address, metrics, alice, bob, store, stop, running }
     }
 }
 
 /// A running gate; it stops when dropped.
-pub struct Gate {
-    pub address: Address,
-    pub metrics: Arc<Metrics>,
-    pub alice: Caller,
-    pub bob: Caller,
-    pub store_down: Arc<AtomicBool>,
-    pub stop: watch::Sender<bool>,
-    pub running: JoinHandle<()>,
+pub(crate) struct Gate {
+    pub(crate) address: Address,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) alice: Caller,
+    pub(crate) bob: Caller,
+    pub(crate) store: Followed,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) running: JoinHandle<()>,
 }
 
 impl Gate {
-    pub fn tcp(&self) -> SocketAddr {
+    pub(crate) fn tcp(&self) -> SocketAddr {
         match &self.address {
             Address::Tcp(address) => *address,
             Address::Unix(_) => panic!("on a Unix socket"),
         }
     }
 
-    pub fn unix(&self) -> PathBuf {
+    pub(crate) fn unix(&self) -> PathBuf {
         match &self.address {
             Address::Unix(path) => path.clone(),
             Address::Tcp(_) => panic!("on TCP"),
@@ -133,29 +131,29 @@ impl Gate {
     }
 
     /// The caller's present token.
-    pub fn token(&self, caller: &Caller) -> String {
+    pub(crate) fn token(&self, caller: &Caller) -> String {
         Generator::new(&caller.seed, TokenParams::default()).token_at(SystemClock.now().unix)
     }
 
     /// Header lines that prove `caller`.
-    pub fn proof_of(&self, caller: &Caller) -> String {
+    pub(crate) fn proof_of(&self, caller: &Caller) -> String {
         let token = self.token(caller);
         let (name, realm) = (caller.name, caller.realm);
         format!("X-Auth-Name: {name}\r\nX-Auth-Realm: {realm}\r\nX-Auth-Token: {token}\r\n")
     }
 
     /// Header lines that prove alice of staff.
-    pub fn proof(&self) -> String {
+    pub(crate) fn proof(&self) -> String {
         self.proof_of(&self.alice)
     }
 
     /// A whole `GET` with alice's proof.
-    pub fn get(&self, target: &str) -> String {
+    pub(crate) fn get(&self, target: &str) -> String {
         format!("GET {target} HTTP/1.1\r\nHost: gate\r\n{}\r\n", self.proof())
     }
 
     /// The value of a metric, by the beginning of its line.
-    pub fn metric(&self, line: &str) -> f64 {
+    pub(crate) fn metric(&self, line: &str) -> f64 {
         let text = String::from_utf8(self.metrics.render()).unwrap();
         let found = text.lines().find_map(|l| l.strip_prefix(line));
         found.map_or(0.0, |rest| rest.trim().parse().unwrap())

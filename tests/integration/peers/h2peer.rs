@@ -19,7 +19,7 @@ use super::bounded;
 use super::tls::Pki;
 
 /// A client on a connection that speaks HTTP/2.
-pub async fn client<S>(stream: S) -> SendRequest<Bytes>
+pub(crate) async fn client<S>(stream: S) -> SendRequest<Bytes>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -31,14 +31,14 @@ where
 }
 
 /// A client over TLS that negotiates HTTP/2.
-pub async fn tls_client(address: SocketAddr, pki: &Pki) -> SendRequest<Bytes> {
+pub(crate) async fn tls_client(address: SocketAddr, pki: &Pki) -> SendRequest<Bytes> {
     let stream = tls(address, pki, &["h2", "http/1.1"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     client(stream).await
 }
 
 /// A TLS connection that offers these protocols.
-pub async fn tls(
+pub(crate) async fn tls(
     address: SocketAddr,
     pki: &Pki,
     alpn: &[&str],
@@ -49,13 +49,13 @@ pub async fn tls(
 }
 
 /// An exchange: what is to be sent goes into `body`.
-pub struct Exchange {
-    pub response: Response<RecvStream>,
-    pub body: SendStream<Bytes>,
+pub(crate) struct Exchange {
+    pub(crate) response: Response<RecvStream>,
+    pub(crate) body: SendStream<Bytes>,
 }
 
 /// Sends a request whose body stays open, and waits for the head of the answer.
-pub async fn open(send: &SendRequest<Bytes>, request: Request<()>) -> Exchange {
+pub(crate) async fn open(send: &SendRequest<Bytes>, request: Request<()>) -> Exchange {
     let mut send = bounded("a stream", send.clone().ready()).await.unwrap();
     let (response, body) = send.send_request(request, false).unwrap();
     let response = bounded("the answer's head", response).await.unwrap();
@@ -63,7 +63,10 @@ pub async fn open(send: &SendRequest<Bytes>, request: Request<()>) -> Exchange {
 }
 
 /// Sends a request without body and reads all of the answer.
-pub async fn ask(send: &SendRequest<Bytes>, request: Request<()>) -> (Response<()>, Vec<u8>) {
+pub(crate) async fn ask(
+    send: &SendRequest<Bytes>,
+    request: Request<()>,
+) -> (Response<()>, Vec<u8>) {
     let mut send = bounded("a stream", send.clone().ready()).await.unwrap();
     let (response, _) = send.send_request(request, true).unwrap();
     let response = bounded("the answer's head", response).await.unwrap();
@@ -76,15 +79,15 @@ pub async fn ask(send: &SendRequest<Bytes>, request: Request<()>) -> (Response<(
 }
 
 /// The next data of a body.
-pub async fn data(stream: &mut RecvStream) -> Option<Bytes> {
+pub(crate) async fn data(stream: &mut RecvStream) -> Option<Bytes> {
     let part = bounded("data", stream.data()).await?.unwrap();
     stream.flow_control().release_capacity(part.len()).unwrap();
     Some(part)
 }
 
 /// An upstream that echoes.
-pub struct EchoH2 {
-    pub address: SocketAddr,
+pub(crate) struct EchoH2 {
+    pub(crate) address: SocketAddr,
     task: JoinHandle<()>,
 }
 
@@ -96,7 +99,7 @@ impl Drop for EchoH2 {
 
 impl EchoH2 {
     /// By prior knowledge, or over TLS.
-    pub async fn start(tls: Option<Arc<ServerConfig>>) -> Self {
+    pub(crate) async fn start(tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {

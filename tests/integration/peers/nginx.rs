@@ -9,8 +9,8 @@ use tokio::net::UnixStream;
 use super::until;
 
 /// A running nginx; it is killed when dropped.
-pub struct Nginx {
-    pub socket: PathBuf,
+pub(crate) struct Nginx {
+    pub(crate) socket: PathBuf,
     process: Child,
     _folder: TempDir,
 }
@@ -24,7 +24,7 @@ impl Drop for Nginx {
 
 impl Nginx {
     /// Starts nginx with these lines in its `server` block.
-    pub async fn start(server: &str) -> Self {
+    pub(crate) async fn start(server: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display();
         let config = format!(

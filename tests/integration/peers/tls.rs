@@ -10,17 +10,17 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
 /// A CA and a certificate of it for `localhost`.
-pub struct Pki {
+pub(crate) struct Pki {
     folder: TempDir,
     ca: CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: KeyPair,
-    pub files: TlsFiles,
-    pub ca_file: PathBuf,
+    pub(crate) files: TlsFiles,
+    pub(crate) ca_file: PathBuf,
 }
 
 impl Pki {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -40,11 +40,11 @@ impl Pki {
         Self { folder, ca, chain: vec![certificate.der().clone()], key, files, ca_file }
     }
 
-    pub fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &std::path::Path {
         self.folder.path()
     }
 
-    pub fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
+    pub(crate) fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = PrivateKeyDer::try_from(self.key.serialize_der()).unwrap();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -56,7 +56,7 @@ impl Pki {
         Arc::new(config)
     }
 
-    pub fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
+    pub(crate) fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.clone()).unwrap();
         let mut config = ClientConfig::builder_with_provider(provider())

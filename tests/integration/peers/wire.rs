@@ -9,29 +9,29 @@ use super::bounded;
 
 /// An answer.
 #[derive(Debug, Default)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     /// Status line and header lines.
-    pub head: String,
-    pub body: Vec<u8>,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         header(&self.head, name)
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 }
 
 /// The first header of that name in a head.
-pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
         key.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -39,46 +39,46 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// A connection with what was read ahead.
-pub struct Connection<S> {
-    pub stream: S,
+pub(crate) struct Connection<S> {
+    pub(crate) stream: S,
     ahead: Vec<u8>,
 }
 
 impl Connection<TcpStream> {
-    pub async fn to(address: SocketAddr) -> Self {
+    pub(crate) async fn to(address: SocketAddr) -> Self {
         Self::over(TcpStream::connect(address).await.unwrap())
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub fn over(stream: S) -> Self {
+    pub(crate) fn over(stream: S) -> Self {
         Self { stream, ahead: Vec::new() }
     }
 
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The other side may close early; the answer tells.
         let _ = self.stream.write_all(bytes.as_ref()).await;
         let _ = self.stream.flush().await;
     }
 
     /// Reads one answer; `None` if the connection ends before its head does.
-    pub async fn answer(&mut self) -> Option<Answer> {
+    pub(crate) async fn answer(&mut self) -> Option<Answer> {
         bounded("an answer", self.read_answer(false)).await
     }
 
     /// Sends and reads one answer.
-    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Option<Answer> {
+    pub(crate) async fn ask(&mut self, request: impl AsRef<[u8]>) -> Option<Answer> {
         self.send(request).await;
         self.answer().await
     }
 
     /// The answer to HEAD, which has no body.
-    pub async fn answer_to_head(&mut self) -> Option<Answer> {
+    pub(crate) async fn answer_to_head(&mut self) -> Option<Answer> {
         bounded("an answer", self.read_answer(true)).await
     }
 
     /// Whether the other side ends the connection without another byte.
-    pub async fn ends(&mut self) -> bool {
+    pub(crate) async fn ends(&mut self) -> bool {
         self.ahead.is_empty() && !bounded("the end", self.more()).await
     }
 
@@ -133,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next request's head and body, for servers.
-    pub async fn request(&mut self) -> Option<(String, Vec<u8>)> {
+    pub(crate) async fn request(&mut self) -> Option<(String, Vec<u8>)> {
         let head = self.head().await?;
         let framed = header(&head, "content-length").is_some()
             || header(&head, "transfer-encoding").is_some();
@@ -142,12 +142,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next request's head alone, for servers that read the body themselves.
-    pub async fn request_head(&mut self) -> Option<String> {
+    pub(crate) async fn request_head(&mut self) -> Option<String> {
         self.head().await
     }
 
     /// What was read beyond the last head, and the stream.
-    pub fn into_parts(self) -> (Vec<u8>, S) {
+    pub(crate) fn into_parts(self) -> (Vec<u8>, S) {
         (self.ahead, self.stream)
     }
 }
@@ -178,6 +178,6 @@ async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// One request on a connection of its own.
-pub async fn ask(address: SocketAddr, request: impl AsRef<[u8]>) -> Answer {
+pub(crate) async fn ask(address: SocketAddr, request: impl AsRef<[u8]>) -> Answer {
     Connection::to(address).await.ask(request).await.expect("an answer")
 }
