@@ -217,7 +217,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError>;
 
     /// What an operator should know about how the store is set up, as sentences for the log.
-    async fn warnings(&self) -> Vec<String>;
+    async fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// A new connection for one follower.
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError>;

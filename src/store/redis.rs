@@ -131,6 +131,7 @@ impl Redis {
     /// Doing it again is safe: whichever of the two comes second finds its expectations broken.
     async fn settle(&self, arguments: &Arguments, nonce: &Nonce) -> Result<Version, StoreError> {
         let unknown = |error: StoreError| StoreError::Unknown(error.to_string());
+        // First, because what it made may have been deleted again since: then a create would fit.
         if let Some(version) = self.find(nonce).await.map_err(unknown)? {
             return Ok(version);
         }

@@ -25,4 +25,6 @@ mod proxy_upstreams;
 mod redis_server;
 mod store_contract;
 mod store_histories;
+mod store_redis;
 mod store_rig;
+mod store_sqlite;

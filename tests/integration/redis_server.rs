@@ -243,16 +243,18 @@ impl RedisCluster {
 /// Files of a certificate authority, a server and a client, in `dir`: `ca.pem`, `server.pem`,
 /// `server.key`, `client.pem`, `client.key`, and `other-ca.pem` of an unrelated authority.
 pub(crate) fn make_certificates(dir: &Path) {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    let authority = || {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+    let authority = |name: &str| {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        // By default all certificates have one name, and would seem to have signed themselves.
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA")
     };
     let write = |name: &str, text: String| std::fs::write(dir.join(name), text).expect("written");
-    let ca = authority();
+    let ca = authority("test CA");
     write("ca.pem", ca.pem());
-    write("other-ca.pem", authority().pem());
+    write("other-ca.pem", authority("other CA").pem());
     for name in ["server", "client"] {
         let key = KeyPair::generate().expect("a key");
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];

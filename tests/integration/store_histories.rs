@@ -1,13 +1,13 @@
 //! Random histories on every kind of store, against a model; and a directory that follows them.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use otpgate::entry::{Entry, EntryId, Principal};
 use otpgate::store::{Store, StoreError, Version};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use crate::directory_follow::Gate;
 use crate::redis_server::LIMIT;
@@ -139,7 +139,7 @@ async fn histories_match_the_model(rig: Rig) {
     let gate = Gate::start(rig.store());
     let model = Mutex::new(Model::default());
     let history = async |ops: Vec<Op>| {
-        let mut model = model.lock().unwrap();
+        let mut model = model.lock().await;
         model.histories += 1;
         let realm = format!("r{}", model.histories);
         let mut last = None;

@@ -1,6 +1,6 @@
 //! Stores of every kind behind one interface, for tests that all kinds must pass unchanged.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,27 @@ use crate::redis_server::{LIMIT, Options, RedisCluster, RedisServer, command};
 pub(crate) struct Rig {
     pub(crate) config: StoreConfig,
     pub(crate) place: Place,
-    dir: TempDir,
+    dir: Dir,
+}
+
+/// Where a rig keeps its files.
+enum Dir {
+    Own(TempDir),
+    /// Another process's.
+    Given(PathBuf),
+}
+
+impl Dir {
+    fn new() -> Self {
+        Self::Own(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Given(dir) => dir,
+        }
+    }
 }
 
 pub(crate) enum Place {
@@ -30,7 +50,15 @@ pub(crate) enum Place {
 impl Rig {
     /// A file that does not exist yet.
     pub(crate) async fn sqlite() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        Self::sqlite_in(Dir::new())
+    }
+
+    /// The SQLite store that another process's rig keeps in `dir`.
+    pub(crate) fn in_directory(dir: &Path) -> Self {
+        Self::sqlite_in(Dir::Given(dir.to_owned()))
+    }
+
+    fn sqlite_in(dir: Dir) -> Self {
         let file = dir.path().join("store.db");
         Self::at(&format!("sqlite:{}", file.display()), Place::Sqlite(file), dir)
     }
@@ -39,18 +67,31 @@ impl Rig {
     pub(crate) async fn redis() -> Self {
         let options = Options { aof: true, ..Options::default() };
         let server = tokio::task::block_in_place(|| RedisServer::start(options));
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = Dir::new();
         Self::at(&server.url(), Place::Redis(Box::new(server)), dir)
+    }
+
+    /// Any server, reached at `url`.
+    pub(crate) fn on_server(server: RedisServer, url: &str) -> Self {
+        Self::at(url, Place::Redis(Box::new(server)), Dir::new())
+    }
+
+    /// The port of the server, where there is just one.
+    pub(crate) fn port(&self) -> u16 {
+        match &self.place {
+            Place::Redis(server) => server.port,
+            _ => panic!("not a single Redis"),
+        }
     }
 
     /// A prefix of its own in the shared cluster.
     pub(crate) async fn cluster() -> Self {
         let cluster = tokio::task::block_in_place(RedisCluster::shared);
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = Dir::new();
         Self::at(&cluster.url(), Place::Cluster(cluster), dir)
     }
 
-    fn at(url: &str, place: Place, dir: TempDir) -> Self {
+    fn at(url: &str, place: Place, dir: Dir) -> Self {
         let config = StoreConfig {
             url: StoreUrl::parse(url).expect("a store URL"),
             max_stale: Duration::from_secs(15),
@@ -183,7 +224,7 @@ impl Rig {
     }
 }
 
-fn key_file(dir: &TempDir, name: &str) -> Sealing {
+fn key_file(dir: &Dir, name: &str) -> Sealing {
     let path = dir.path().join(name);
     if !path.exists() {
         std::fs::write(&path, Sealer::random_key().as_bytes()).expect("written");

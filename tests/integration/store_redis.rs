@@ -1,0 +1,427 @@
+//! What only Redis can go through: passwords, TLS, failing servers and connections, Sentinel.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use otpgate::clock::{Clock, SystemClock};
+use otpgate::config::{StoreConfig, TlsFiles};
+use otpgate::store::url::StoreUrl;
+use otpgate::store::{Store, StoreError};
+
+use crate::directory_follow::Gate;
+use crate::harness::eventually;
+use crate::redis_server::{Options, RedisServer, free_port, make_certificates, wait_until};
+use crate::store_rig::{Follow, Rig, create, who};
+
+/// A rig on a server that `options` describe; its URL is made by `url`.
+fn rig(options: Options, url: impl FnOnce(&RedisServer) -> String) -> Rig {
+    let server = RedisServer::start(options);
+    let url = url(&server);
+    Rig::on_server(server, &url)
+}
+
+fn at(rig: &Rig, url: &str) -> Store {
+    let url = StoreUrl::parse(url).unwrap();
+    Store::open(&StoreConfig { url, ..rig.config.clone() }).unwrap()
+}
+
+/// Everything once: operations and a follower.
+async fn works(rig: &Rig) {
+    let store = rig.ready().await;
+    let (mut follow, _) = Follow::start(&rig.store()).await;
+    let made = create(&store, "a", "r").await.unwrap();
+    assert_eq!(follow.changes().await.unwrap().len(), 1);
+    assert_eq!(store.list(None, 10).await.unwrap()[0].entry, made);
+}
+
+async fn refusal(store: &Store) -> StoreError {
+    store.get((&who("a", "r")).into()).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn through_a_unix_socket() {
+    works(&rig(Options::default(), |server| format!("redis+unix://{}", server.socket().display())))
+        .await;
+}
+
+#[tokio::test]
+async fn in_another_database() {
+    let rig = rig(Options::default(), |server| format!("{}/5", server.url()));
+    works(&rig).await;
+    let sizes: String = rig.run(&["INFO", "keyspace"]);
+    assert!(sizes.contains("db5:") && !sizes.contains("db0:"), "{sizes}");
+}
+
+#[tokio::test]
+async fn with_a_password() {
+    let options = Options { password: Some("s3cr:3t/@".into()), ..Options::default() };
+    let rig = rig(options, |server| format!("redis://:s3cr%3A3t%2F%40@127.0.0.1:{}", server.port));
+    works(&rig).await;
+    let port = rig.port();
+    for (url, hint) in [
+        (format!("redis://127.0.0.1:{port}"), "password"),
+        (format!("redis://:wr0ng@127.0.0.1:{port}"), "password"),
+        (format!("redis://who:wr0ng@127.0.0.1:{port}"), "password"),
+    ] {
+        let error = refusal(&at(&rig, &url)).await;
+        assert!(matches!(&error, StoreError::Denied(why) if why.contains(hint)), "{url}: {error}");
+        assert!(!error.to_string().contains("wr0ng"));
+    }
+}
+
+/// All that a gate needs.
+const RIGHTS: &str = "~{*}:* +hello +get +mget +xread +xrevrange +hmget +hget +hincrby +hset +exists \
+                      +set +del +xadd +zadd +zrem +zscore +zrangebyscore +eval +evalsha +info";
+
+#[tokio::test]
+async fn as_a_user_with_few_rights() {
+    let user = format!("user gate on >s3cr3t {RIGHTS}");
+    let reader = "user reader on >s3cr3t ~{*}:* +hello +get +mget +xread +xrevrange +hmget +evalsha \
+                  +eval +zscore +zrangebyscore";
+    let server = RedisServer::plain();
+    for user in [user.as_str(), reader] {
+        let words: Vec<_> =
+            ["ACL", "SETUSER"].into_iter().chain(user.split_whitespace().skip(1)).collect();
+        server.run::<()>(&words);
+    }
+    let port = server.port;
+    let rig = Rig::on_server(server, &format!("redis://gate:s3cr3t@127.0.0.1:{port}"));
+    works(&rig).await;
+    assert!(!rig.store().warnings().await.is_empty());
+
+    let reader = at(&rig, &format!("redis://reader:s3cr3t@127.0.0.1:{port}"));
+    assert!(reader.get((&who("a", "r")).into()).await.unwrap().is_some());
+    assert_eq!(Follow::start(&reader).await.1.len(), 1);
+    let error = create(&reader, "b", "r").await.unwrap_err();
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
+    assert!(!error.to_string().contains("s3cr3t"));
+}
+
+#[tokio::test]
+async fn over_tls_with_client_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    make_certificates(dir.path());
+    let options = Options { tls: Some(dir.path().to_owned()), ..Options::default() };
+    let mut rig = rig(options, RedisServer::url);
+    rig.config.ca_file = Some(dir.path().join("ca.pem"));
+    let client = TlsFiles {
+        cert_file: dir.path().join("client.pem"),
+        key_file: dir.path().join("client.key"),
+    };
+    rig.config.client_tls = Some(client);
+    works(&rig).await;
+
+    rig.config.ca_file = Some(dir.path().join("other-ca.pem"));
+    let error = refusal(&rig.store()).await;
+    assert!(
+        matches!(&error, StoreError::Unreachable(why) if why.contains("certificate")),
+        "{error}"
+    );
+    rig.config.ca_file = Some(dir.path().join("ca.pem"));
+    rig.config.client_tls = None;
+    let error = refusal(&rig.store()).await;
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+    let plain = at(&rig, &format!("redis://127.0.0.1:{}", rig.port()));
+    let error = refusal(&plain).await;
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_told_quickly() {
+    let mut rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let made = create(&store, "a", "r").await.unwrap();
+    rig.server().kill();
+    let start = SystemClock.now().monotonic;
+    // Many at once share one attempt to connect.
+    let tries: Vec<_> = (0..50)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { refusal(&store).await })
+        })
+        .collect();
+    for task in tries {
+        let error = task.await.unwrap();
+        assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+    }
+    assert!(matches!(create(&store, "b", "r").await, Err(StoreError::Unreachable(_))));
+    assert!(start.elapsed() < std::time::Duration::from_secs(3), "{:?}", start.elapsed());
+
+    tokio::task::block_in_place(|| rig.server().restart());
+    assert!(store.get((&made.principal).into()).await.unwrap().is_some());
+    create(&store, "b", "r").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_is_told_in_bounded_time() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    create(&store, "a", "r").await.unwrap();
+    let (mut follow, _) = Follow::start(&store).await;
+    rig.run::<()>(&["CLIENT", "PAUSE", "20000", "ALL"]);
+    let start = SystemClock.now().monotonic;
+    let write = create(&store, "b", "r");
+    let (write, poll) = tokio::join!(write, follow.feed.poll(&follow.position));
+    assert!(write.is_err());
+    assert!(matches!(poll, Err(StoreError::Unreachable(_))), "{poll:?}");
+    assert!(start.elapsed() < std::time::Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn replicas_are_refused() {
+    let (primary, replica) = (RedisServer::plain(), RedisServer::plain());
+    replica.run::<()>(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    let port = replica.port;
+    let rig = Rig::on_server(primary, &format!("redis://127.0.0.1:{port}"));
+    let error = refusal(&rig.store()).await;
+    assert!(matches!(&error, StoreError::Unreachable(why) if why.contains("replica")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_becomes_a_replica_proves_nothing_any_more() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let made = create(&store, "a", "r").await.unwrap();
+    let (mut follow, _) = Follow::start(&store).await;
+    let other = tokio::task::block_in_place(RedisServer::plain);
+    rig.run::<()>(&["REPLICAOF", "127.0.0.1", &other.port.to_string()]);
+    // Whether the connection dies or the role shows, it ends in an error and never in "current".
+    let poll = follow.feed.poll(&follow.position).await;
+    assert!(poll.is_err(), "{poll:?}");
+    let old = store.get((&made.principal).into()).await;
+    assert!(create(&store, "b", "r").await.is_err(), "{old:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_stays_readable() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let made = create(&store, "a", "r").await.unwrap();
+    let old = store.get((&made.principal).into()).await.unwrap().unwrap();
+    rig.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    for error in [
+        create(&store, "b", "r").await.map(|_| ()).unwrap_err(),
+        store.delete(&old).await.map(|_| ()).unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::ReadOnly(_)), "{error}");
+    }
+    assert_eq!(store.get((&made.principal).into()).await.unwrap(), Some(old));
+    let (mut follow, rows) = Follow::start(&store).await;
+    assert_eq!(rows.len(), 1);
+    rig.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    create(&store, "b", "r").await.unwrap();
+    assert_eq!(follow.changes().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_applications_keys_are_not_touched() {
+    for (key, value, hint) in [
+        ("meta", "theirs", "another application"),
+        ("meta", "otpgate 2", "number 2"),
+        ("log", "theirs", "meta"),
+    ] {
+        let rig = Rig::redis().await;
+        rig.run::<()>(&["SET", &rig.key(key), value]);
+        let error = rig.store().init().await.unwrap_err();
+        assert!(matches!(&error, StoreError::Corrupt(why) if why.contains(hint)), "{error}");
+        assert_eq!(rig.run::<Vec<String>>(&["KEYS", "*"]), [rig.key(key)]);
+    }
+    let rig = Rig::redis().await;
+    rig.run::<()>(&["LPUSH", &rig.key("meta"), "x"]);
+    let error = refusal(&rig.store()).await;
+    assert!(matches!(&error, StoreError::Corrupt(why) if why.contains("WRONGTYPE")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_entry_is_broken_not_unknown() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let (a, b) = (create(&store, "a", "r").await.unwrap(), create(&store, "b", "r").await.unwrap());
+    rig.run::<()>(&["DEL", &rig.entry_key(&a.principal)]);
+    rig.run::<()>(&["SET", &rig.entry_key(&b.principal), "junk"]);
+    let (_, rows) = Follow::start(&store).await;
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| store.unseal(row).is_err()));
+    // Making it again heals it.
+    let again = create(&store, "a", "r").await.unwrap();
+    let (_, rows) = Follow::start(&store).await;
+    let healed = rows.iter().filter_map(|row| store.unseal(row).ok()).map(|s| s.entry);
+    assert_eq!(healed.collect::<Vec<_>>(), [again]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgotten_scripts_are_sent_again() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    create(&store, "a", "r").await.unwrap();
+    rig.run::<()>(&["SCRIPT", "FLUSH"]);
+    create(&store, "b", "r").await.unwrap();
+    assert_eq!(store.list(None, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_loses_nothing_and_needs_no_full_load() {
+    let mut rig = Rig::redis().await;
+    let gate = Gate::start(rig.ready().await);
+    gate.until("the store is loaded", |gate| gate.directory.status().loaded).await;
+    for round in 0..3 {
+        let store = rig.store();
+        let writer = tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for i in 0.. {
+                match create(&store, &format!("n{round}-{i}"), "r").await {
+                    Ok(made) => acknowledged.push(made),
+                    Err(_) => break,
+                }
+            }
+            acknowledged
+        });
+        gate.until("writes are under way", |gate| gate.directory.len() > 20 * (round + 1)).await;
+        rig.server().kill();
+        let acknowledged = writer.await.unwrap();
+        tokio::task::block_in_place(|| rig.server().restart());
+        for entry in &acknowledged {
+            gate.until("what was acknowledged is in force", |gate| gate.shows(entry)).await;
+        }
+        let store = rig.store();
+        let listed = store.list(None, usize::MAX).await.unwrap();
+        gate.until("nothing else is", |gate| gate.directory.len() == listed.len()).await;
+    }
+    assert_eq!(gate.metrics.directory_full_loads.get(), 1);
+}
+
+/// A relay to `port` that can swallow one answer: when armed, what the server says next is not
+/// passed on, and both connections end.
+struct Relay {
+    port: u16,
+    armed: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let armed = Arc::new(AtomicBool::new(false));
+        let relay = Self { port: listener.local_addr().unwrap().port(), armed: armed.clone() };
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", port)));
+                let Ok(server) = server else { continue };
+                let pair = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || pass(pair.0, pair.1, &AtomicBool::new(false)));
+                let armed = armed.clone();
+                std::thread::spawn(move || pass(server, client, &armed));
+            }
+        });
+        relay
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, armed: &AtomicBool) {
+    let mut buffer = [0; 65536];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if armed.swap(false, Ordering::SeqCst) || to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_is_lost_is_found_out_about() {
+    let mut rig = Rig::redis().await;
+    rig.ready().await;
+    let relay = Relay::to(rig.server().port);
+    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
+    let a = create(&store, "a", "r").await.unwrap();
+
+    let old = store.get((&a.principal).into()).await.unwrap().unwrap();
+    relay.armed.store(true, Ordering::SeqCst);
+    let version = store.update(&old, &a).await.unwrap();
+    assert!(!relay.armed.load(Ordering::SeqCst), "the answer was swallowed");
+    let now = store.get((&a.principal).into()).await.unwrap().unwrap();
+    assert_eq!(now.revision, version);
+    assert_eq!(version.0, old.revision.0 + 1, "it was done once");
+
+    relay.armed.store(true, Ordering::SeqCst);
+    let version = store.delete(&now).await.unwrap();
+    assert!(!relay.armed.load(Ordering::SeqCst), "the answer was swallowed");
+    assert_eq!(version.0, now.revision.0 + 1);
+    assert_eq!(store.get((&a.principal).into()).await, Ok(None));
+    assert_eq!(rig.store().list(None, 10).await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_is_lost_with_the_server_is_unknown() {
+    let mut rig = Rig::redis().await;
+    rig.ready().await;
+    let relay = Relay::to(rig.server().port);
+    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
+    create(&store, "a", "r").await.unwrap();
+    let old = store.get((&who("a", "r")).into()).await.unwrap().unwrap();
+    rig.run::<()>(&["CLIENT", "PAUSE", "60000", "ALL"]);
+    let server = rig.server();
+    let (written, ()) = tokio::join!(store.delete(&old), async {
+        tokio::task::block_in_place(|| server.kill());
+    });
+    assert!(matches!(written, Err(StoreError::Unknown(_))), "{written:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinel_leads_to_the_primary_and_to_the_next_one() {
+    let (primary, replica) = tokio::task::block_in_place(|| {
+        let servers = (RedisServer::plain(), RedisServer::plain());
+        servers.1.run::<()>(&["REPLICAOF", "127.0.0.1", &servers.0.port.to_string()]);
+        servers
+    });
+    let in_sync = || replica.run::<String>(&["INFO", "replication"]).contains("link_status:up");
+    tokio::task::block_in_place(|| wait_until("the replica is in sync", in_sync));
+    let config = format!(
+        "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 1000\n",
+        primary.port
+    );
+    let options = Options { sentinel: Some(config), ..Options::default() };
+    let sentinel = tokio::task::block_in_place(|| RedisServer::start(options));
+    let knows_replica =
+        || sentinel.run::<Vec<redis::Value>>(&["SENTINEL", "REPLICAS", "main"]).len() == 1;
+    tokio::task::block_in_place(|| wait_until("the Sentinel knows the replica", knows_replica));
+
+    // The first address is of nobody.
+    let url =
+        format!("redis-sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port);
+    let first = primary.port;
+    let rig = Rig::on_server(primary, &url);
+    works(&rig).await;
+    let store = rig.store();
+    let gate = Gate::start(rig.store());
+    gate.until("the store is loaded", |gate| gate.directory.status().loaded).await;
+
+    sentinel.run::<()>(&["SENTINEL", "FAILOVER", "main"]);
+    let moved = || {
+        let (_, port): (String, u16) =
+            sentinel.run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
+        port != first
+    };
+    tokio::task::block_in_place(|| wait_until("there is a new primary", moved));
+    let made = eventually("writes go on", || async { create(&store, "b", "r").await.ok() }).await;
+    gate.until("the write on the new primary is in force", |gate| gate.shows(&made)).await;
+    let on_new: i64 = replica.run(&["EXISTS", &rig.entry_key(&made.principal)]);
+    assert_eq!(on_new, 1);
+}
+
+#[tokio::test]
+async fn forgetful_servers_are_warned_about() {
+    let rig = rig(Options::default(), RedisServer::url);
+    let warnings = rig.store().warnings().await;
+    assert!(warnings.iter().any(|w| w.contains("append-only file")), "{warnings:?}");
+    let durable = Options { aof: true, ..Options::default() };
+    let rig = self::rig(durable, RedisServer::url);
+    let warnings = rig.store().warnings().await;
+    assert!(!warnings.iter().any(|w| w.contains("Redis")), "{warnings:?}");
+    rig.run::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru", "appendfsync", "everysec"]);
+    let warnings = rig.store().warnings().await;
+    assert!(warnings.iter().any(|w| w.contains("evict")), "{warnings:?}");
+    assert!(warnings.iter().any(|w| w.contains("everysec")), "{warnings:?}");
+}
