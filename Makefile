@@ -24,7 +24,7 @@ check: ## format, lints, docs, shipped configurations, dependencies
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --quiet
 	$(CARGO) run --locked --quiet -- check --config config/otpgate.toml
-	@if command -v cargo-deny >/dev/null 2>&1; then $(CARGO) deny --locked check --config .deny.toml; \
+	@if command -v cargo-deny >/dev/null 2>&1; then $(CARGO) deny --locked --config .deny.toml check; \
 	else echo "cargo-deny is not installed: dependencies not checked against advisories"; fi
 
 build: ## the release binary: target/release/otpgate
