@@ -157,7 +157,6 @@ impl Api {
     /// Logs what callers are not told.
     fn refuse(&self, refusal: ApiError, head: &request::Parts, note: &Note) -> Response {
         if let ApiError::Store(error) = &refusal {
-            self.metrics.store_error(self.store.kind(), note.action, error);
             tracing::error!(%error, action = note.action, request_id = request_id(head), "the store failed a request");
         }
         refusal.into_response()

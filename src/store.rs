@@ -28,6 +28,11 @@ pub mod redis;
 pub mod sqlite;
 pub mod url;
 
+pub use log::MAX_BATCH;
+
+/// Length of a payload's JSON beside its texts: names of fields, numbers, settings.
+const PAYLOAD_ROOM: usize = 512;
+
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
@@ -71,7 +76,7 @@ pub struct Row {
     pub principal: Principal,
     /// Its number.
     pub id: EntryId,
-    /// Which write made it so.
+    /// Which write made it so; 0 if it was damaged so far that it does not say.
     pub revision: Version,
     /// What [`Sealer::seal`] made.
     pub blob: Vec<u8>,
@@ -176,11 +181,9 @@ pub enum Step {
 #[async_trait]
 pub trait Feed: Send {
     /// Hands every row to `take`, in no particular order, in bounded memory. Rows written meanwhile
-    /// may or may not be included; following from the returned position makes it whole.
-    async fn load(
-        &mut self,
-        take: &mut (dyn FnMut(Row) + Send),
-    ) -> Result<(Position, Instant), StoreError>;
+    /// may or may not be included; following from the returned position makes it whole, and shows
+    /// whether it was one history.
+    async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError>;
 
     /// Waits up to about half a second for records after `position`.
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError>;
@@ -213,7 +216,8 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if any expectation fails or an id belongs to another principal's row
-    /// that the batch does not delete.
+    /// that the batch does not delete; [`StoreError::Refused`] if the batch is too long or contradicts
+    /// itself.
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError>;
 
     /// What an operator should know about how the store is set up, as sentences for the log.
@@ -225,13 +229,17 @@ pub trait Backend: Send + Sync + 'static {
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError>;
 }
 
-/// An entry with the revision that it was read at.
+/// What a store has under a principal, and at which revision that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// The entry.
-    pub entry: Entry,
+    /// Its number.
+    pub id: EntryId,
+    /// Whose it is.
+    pub principal: Principal,
     /// Compare-and-set against this.
     pub revision: Version,
+    /// The entry; or why it cannot be opened: then all that can be done with it is to delete it.
+    pub entry: Result<Entry, StoreError>,
 }
 
 /// What is sealed of an entry: all but its principal and number, which its row says.
@@ -295,39 +303,36 @@ impl Store {
         self.timed("init", self.backend.init()).await
     }
 
-    /// The entry of a principal.
+    /// What is stored for a principal.
     ///
     /// # Errors
-    /// As the backend, and [`StoreError::Sealed`].
+    /// As the backend.
     pub async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Stored>, StoreError> {
-        self.timed("get", self.backend.get(principal))
-            .await?
-            .map(|row| self.unseal(&row))
-            .transpose()
+        let row = self.timed("get", self.backend.get(principal)).await?;
+        Ok(row.map(|row| self.stored(row)))
     }
 
-    /// The entry with that number.
+    /// What is stored under that number.
     ///
     /// # Errors
-    /// As the backend, and [`StoreError::Sealed`].
+    /// As the backend.
     pub async fn get_by_id(&self, id: EntryId) -> Result<Option<Stored>, StoreError> {
-        self.timed("get", self.backend.get_by_id(id))
-            .await?
-            .map(|row| self.unseal(&row))
-            .transpose()
+        let row = self.timed("get", self.backend.get_by_id(id)).await?;
+        Ok(row.map(|row| self.stored(row)))
     }
 
-    /// Up to `limit` entries with a larger number than `after`, in order of number.
+    /// Up to `limit` entries with a larger number than `after`, in order of number, those that cannot
+    /// be opened included.
     ///
     /// # Errors
-    /// As the backend, and [`StoreError::Sealed`].
+    /// As the backend.
     pub async fn list(
         &self,
         after: Option<EntryId>,
         limit: usize,
     ) -> Result<Vec<Stored>, StoreError> {
         let rows = self.timed("list", self.backend.list(after, limit)).await?;
-        rows.iter().map(|row| self.unseal(row)).collect()
+        Ok(rows.into_iter().map(|row| self.stored(row)).collect())
     }
 
     /// Creates an entry with a fresh number; `make` gets that number.
@@ -346,7 +351,8 @@ impl Store {
     /// Inserts entries with the numbers that they have, all or none.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] if a principal or a number is taken; else as the backend.
+    /// [`StoreError::Conflict`] if a principal or a number is taken; [`StoreError::Refused`] if the
+    /// entries are more than [`MAX_BATCH`] or clash with each other; else as the backend.
     pub async fn insert(&self, entries: &[Entry]) -> Result<Version, StoreError> {
         let batch: Vec<_> = entries.iter().map(|e| self.put(e, Expect::Absent)).collect();
         self.timed("commit", self.backend.commit(&batch)).await
@@ -358,9 +364,9 @@ impl Store {
     /// [`StoreError::Conflict`] if `old` is no longer what is stored or the new principal has an
     /// entry; else as the backend.
     pub async fn update(&self, old: &Stored, new: &Entry) -> Result<Version, StoreError> {
-        debug_assert_eq!(old.entry.id, new.id);
+        debug_assert_eq!(old.id, new.id);
         let at = Expect::At(old.revision);
-        let batch = if old.entry.principal == new.principal {
+        let batch = if old.principal == new.principal {
             vec![self.put(new, at)]
         } else {
             vec![Self::removal(old), self.put(new, Expect::Absent)]
@@ -368,7 +374,7 @@ impl Store {
         self.timed("commit", self.backend.commit(&batch)).await
     }
 
-    /// Deletes an entry.
+    /// Deletes an entry, whether it can be opened or not.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if `old` is no longer what is stored; else as the backend.
@@ -388,7 +394,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
-    pub fn unseal(&self, row: &Row) -> Result<Stored, StoreError> {
+    pub fn unseal(&self, row: &Row) -> Result<Entry, StoreError> {
         let payload = self
             .sealer
             .open(&row.principal, row.id, &row.blob)
@@ -399,20 +405,22 @@ impl Store {
         // serde's message may quote the payload: say only where it stopped.
         let p: Payload<'_> = serde_json::from_slice(&payload)
             .map_err(|e| corrupt(&format_args!("not an entry (column {})", e.column())))?;
-        Ok(Stored {
-            entry: Entry {
-                id: row.id,
-                principal: row.principal.clone(),
-                seed: Seed::parse(p.seed).map_err(|e| corrupt(&format_args!("its seed {e}")))?,
-                overrides: p.overrides,
-                enabled: p.enabled,
-                created_at: p.created_at,
-                updated_at: p.updated_at,
-                expires_at: p.expires_at,
-                comment: p.comment.to_string(),
-            },
-            revision: row.revision,
+        Ok(Entry {
+            id: row.id,
+            principal: row.principal.clone(),
+            seed: Seed::parse(p.seed).map_err(|e| corrupt(&format_args!("its seed {e}")))?,
+            overrides: p.overrides,
+            enabled: p.enabled,
+            created_at: p.created_at,
+            updated_at: p.updated_at,
+            expires_at: p.expires_at,
+            comment: p.comment.to_string(),
         })
+    }
+
+    fn stored(&self, row: Row) -> Stored {
+        let entry = self.unseal(&row);
+        Stored { id: row.id, principal: row.principal, revision: row.revision, entry }
     }
 
     async fn timed<T>(
@@ -441,7 +449,11 @@ impl Store {
             expires_at: entry.expires_at,
             comment: entry.comment.as_str().into(),
         };
-        let json = Zeroizing::new(serde_json::to_vec(&payload).expect("plain data serialises"));
+        // Room for all of it, escapes included: growing would leave copies of the seed behind.
+        let room = PAYLOAD_ROOM + payload.seed.len() + 6 * payload.comment.len();
+        let mut json = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *json, &payload).expect("plain data serialises");
+        debug_assert!(json.len() <= room);
         Mutation {
             principal: entry.principal.clone(),
             expect,
@@ -454,7 +466,7 @@ impl Store {
 
     fn removal(old: &Stored) -> Mutation {
         Mutation {
-            principal: old.entry.principal.clone(),
+            principal: old.principal.clone(),
             expect: Expect::At(old.revision),
             action: Action::Delete,
         }

@@ -10,6 +10,7 @@ use crate::directory::TokenRules;
 use crate::entry::{
     Algorithm, DIGITS, Entry, MAX_COMMENT_CHARS, Name, PERIOD_SECONDS, Principal, Realm,
 };
+use crate::store::Stored;
 
 const COMMENT: TextRules = TextRules { max_chars: MAX_COMMENT_CHARS, blank: true };
 /// The last second of the year 9999, beyond which RFC 3339 has no texts.
@@ -28,6 +29,27 @@ pub(super) struct View<'a> {
 }
 
 impl View<'_> {
+    /// What is stored as JSON. An entry that cannot be opened is marked by an `error`, so that it can
+    /// be found and deleted; the log says why.
+    pub(super) fn stored(&self, stored: &Stored) -> Json {
+        let error = match &stored.entry {
+            Ok(entry) => return self.of(entry),
+            Err(error) => error,
+        };
+        tracing::error!(%error, id = stored.id.0, "an entry that cannot be opened is shown");
+        let Principal { name, realm } = &stored.principal;
+        let mut shown = json!({
+            "id": stored.id.0,
+            "name": name.as_str(),
+            "realm": realm.as_str(),
+            "error": "This entry cannot be opened, the gate's log says why.",
+        });
+        if self.seed {
+            shown["seed"] = Json::Null;
+        }
+        shown
+    }
+
     /// The entry as JSON.
     pub(super) fn of(&self, entry: &Entry) -> Json {
         let mut shown = Map::new();
@@ -312,6 +334,21 @@ mod tests {
         assert_eq!((new.seed.clone(), new.comment.as_str()), (old.seed.clone(), "x"));
         let back = read(r#"{"digits":null,"expires_at":null}"#, true).unwrap().apply(&new, 100);
         assert_eq!((back.overrides.digits, back.expires_at), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_marked() {
+        let Entry { id, principal, .. } = entry();
+        let entry = Err(crate::store::StoreError::Corrupt("s3cr3t cause".into()));
+        let stored = Stored { id, principal, revision: crate::store::Version(1), entry };
+        let rules = TokenRules::default();
+        let mut expected = json!({
+            "id": 7, "name": "alice", "realm": "staff",
+            "error": "This entry cannot be opened, the gate's log says why.",
+        });
+        assert_eq!(View { seed: false, full: true, rules: &rules }.stored(&stored), expected);
+        expected["seed"] = Json::Null;
+        assert_eq!(View { seed: true, full: false, rules: &rules }.stored(&stored), expected);
     }
 
     #[test]

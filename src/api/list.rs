@@ -16,7 +16,7 @@ use super::management::parameter;
 use super::value::{Value, check_integer};
 use super::{Api, Call};
 use crate::directory::TokenRules;
-use crate::entry::{Entry, EntryId, PrincipalRef};
+use crate::entry::{EntryId, PrincipalRef};
 use crate::store::{Store, Stored};
 
 /// Entries read from the store at once.
@@ -49,11 +49,11 @@ impl Filter {
         })
     }
 
-    fn takes(&self, entry: &Entry) -> bool {
+    fn takes(&self, stored: &Stored) -> bool {
         let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|w| w == text);
-        is(&self.name, entry.principal.name.as_str())
-            && is(&self.realm, entry.principal.realm.as_str())
-            && self.after.is_none_or(|after| entry.id > after)
+        is(&self.name, stored.principal.name.as_str())
+            && is(&self.realm, stored.principal.realm.as_str())
+            && self.after.is_none_or(|after| stored.id > after)
     }
 }
 
@@ -69,8 +69,8 @@ impl Api {
                 Ok(principal) => self.store.get(principal).await?,
                 Err(_) => None,
             };
-            let found = found.filter(|stored| filter.takes(&stored.entry));
-            let shown: Vec<_> = found.iter().map(|stored| view.of(&stored.entry)).collect();
+            let found = found.filter(|stored| filter.takes(stored));
+            let shown: Vec<_> = found.iter().map(|stored| view.stored(stored)).collect();
             return Ok(json_response(StatusCode::OK, &json!(shown)));
         }
         // Read before the status is sent, so that an unreachable store gives 503.
@@ -128,20 +128,20 @@ impl Pages {
             text.push_str(if pages.empty { "[]" } else { "]" });
             return Ok(Some((text.into(), None)));
         }
-        pages.filter.after = page.last().map(|stored| stored.entry.id);
+        pages.filter.after = page.last().map(|stored| stored.id);
         Ok(Some((text.into(), Some(pages))))
     }
 
     fn write(&mut self, page: &[Stored], text: &mut String) {
         let view = View { seed: self.seed, full: self.full, rules: &self.rules };
-        for stored in page.iter().filter(|stored| self.filter.takes(&stored.entry)) {
+        for stored in page.iter().filter(|stored| self.filter.takes(stored)) {
             if self.left == 0 {
                 return;
             }
             self.left -= 1;
             text.push(if self.empty { '[' } else { ',' });
             self.empty = false;
-            text.push_str(&view.of(&stored.entry).to_string());
+            text.push_str(&view.stored(stored).to_string());
         }
     }
 }

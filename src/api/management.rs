@@ -49,7 +49,7 @@ impl Api {
         self.require_admin(call)?;
         let view = self.view(call)?;
         let stored = self.store.get_by_id(id_of(call)?).await?.ok_or(ApiError::NoEntry)?;
-        Ok(json_response(StatusCode::OK, &view.of(&stored.entry)))
+        Ok(json_response(StatusCode::OK, &view.stored(&stored)))
     }
 
     /// `PUT` and, with `partial`, `PATCH /ungleichotp/{id}/`.
@@ -64,8 +64,9 @@ impl Api {
         let mut old = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
         let change = Change::read(&call.fields, partial)?;
         for _ in 0..ATTEMPTS {
-            let new = change.apply(&old.entry, self.clock.now().unix);
-            if new == old.entry {
+            let entry = old.entry.as_ref().map_err(Clone::clone)?;
+            let new = change.apply(entry, self.clock.now().unix);
+            if new == *entry {
                 return Ok(json_response(StatusCode::OK, &view.of(&new)));
             }
             let written = self.write(&old, &new).await;
@@ -77,7 +78,7 @@ impl Api {
             self.in_force(written?).await;
             return Ok(json_response(StatusCode::OK, &view.of(&new)));
         }
-        audit(call, "update", Some(id), &old.entry.principal, "conflict");
+        audit(call, "update", Some(id), &old.principal, "conflict");
         Err(ApiError::Conflict)
     }
 
@@ -92,7 +93,7 @@ impl Api {
                 continue;
             }
             let deleted = deleted.map_err(ApiError::from);
-            audit(call, "delete", Some(id), &stored.entry.principal, outcome(&deleted));
+            audit(call, "delete", Some(id), &stored.principal, outcome(&deleted));
             self.in_force(deleted?).await;
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
@@ -102,7 +103,7 @@ impl Api {
     /// Writes a change; a conflict means that `old` is no longer what is stored.
     async fn write(&self, old: &Stored, new: &Entry) -> Result<Version, ApiError> {
         let written = self.store.update(old, new).await;
-        let renamed = old.entry.principal != new.principal;
+        let renamed = old.principal != new.principal;
         if matches!(written, Err(StoreError::Conflict))
             && renamed
             && self.store.get((&new.principal).into()).await?.is_some()

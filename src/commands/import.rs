@@ -148,7 +148,7 @@ async fn absent(
             other => other?,
         };
         match same_principal {
-            Some(old) if old.entry.id == entry.id && old.entry.seed == entry.seed => {
+            Some(old) if old.entry.as_ref().is_ok_and(|old| is_same(old, &entry)) => {
                 report.present += 1;
             }
             Some(_) => {
@@ -164,6 +164,10 @@ async fn absent(
         }
     }
     Ok(new)
+}
+
+fn is_same(old: &Entry, new: &Entry) -> bool {
+    (old.id, &old.seed) == (new.id, &new.seed)
 }
 
 fn print(report: &Report, args: &ImportArgs) {

@@ -1,7 +1,7 @@
 //! The one task that writes the directory: loads the store, then follows its change log.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -13,6 +13,14 @@ use crate::store::{Feed, Position, Row, Step, Store, StoreError};
 /// Shortest and longest pause before the store is asked again after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// How far the directory has followed.
+struct Place {
+    position: Position,
+    /// `false` from a full load on until the log is seen to continue from there: only then was it one
+    /// history that was loaded, and not the remains of one and the beginning of another.
+    proven: bool,
+}
 
 /// Keeps a [`Directory`] current.
 pub struct Follower {
@@ -36,10 +44,10 @@ impl Follower {
 
     /// Follows for ever; dropping the future stops it.
     pub async fn run(self) -> ! {
-        let mut position = None;
+        let mut place = None;
         let mut pause = RETRY_MIN;
         loop {
-            let error = self.follow(&mut position, &mut pause).await;
+            let error = self.follow(&mut place, &mut pause).await;
             self.note_trouble(&error);
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(RETRY_MAX);
@@ -47,31 +55,35 @@ impl Follower {
     }
 
     /// Connects and follows until something fails.
-    async fn follow(&self, position: &mut Option<Position>, pause: &mut Duration) -> StoreError {
+    async fn follow(&self, place: &mut Option<Place>, pause: &mut Duration) -> StoreError {
         let mut feed = match self.store.feed(self.clock.clone()).await {
             Ok(feed) => feed,
             Err(error) => return error,
         };
         loop {
-            if let Err(error) = self.advance(feed.as_mut(), position).await {
+            if let Err(error) = self.advance(feed.as_mut(), place).await {
                 return error;
             }
-            *pause = RETRY_MIN;
+            if place.as_ref().is_some_and(|at| at.proven) {
+                *pause = RETRY_MIN;
+            }
         }
     }
 
     async fn advance(
         &self,
         feed: &mut dyn Feed,
-        position: &mut Option<Position>,
+        place: &mut Option<Place>,
     ) -> Result<(), StoreError> {
-        let Some(at) = position else {
-            *position = Some(self.load(feed).await?);
+        let Some(at) = place else {
+            self.directory.begin_load();
+            let position = feed.load(&mut |row| self.apply(row)).await?;
+            *place = Some(Place { position, proven: false });
             return Ok(());
         };
-        match feed.poll(at).await? {
-            Step::Current { as_of } => self.directory.proven(at.version, as_of),
-            Step::Changed { rows, position: new, as_of } => {
+        match feed.poll(&at.position).await? {
+            Step::Current { as_of } => self.proven(at, as_of),
+            Step::Changed { rows, position, as_of } => {
                 self.metrics.directory_changes.inc_by(rows.len() as u64);
                 for (principal, row) in rows {
                     match row {
@@ -79,30 +91,35 @@ impl Follower {
                         None => self.directory.remove(&principal),
                     }
                 }
-                self.directory.proven(new.version, as_of);
-                *at = new;
+                at.position = position;
+                self.proven(at, as_of);
             }
-            Step::Lost(why) => {
+            Step::Lost(why) if at.proven => {
                 warn!(why, "the place in the change log is lost, loading all entries again");
-                *position = None;
+                *place = None;
+            }
+            // Loading again at once could go on for ever.
+            Step::Lost(why) => {
+                *place = None;
+                return Err(StoreError::Unreachable(format!("{why}, while entries were loaded")));
             }
         }
         Ok(())
     }
 
-    async fn load(&self, feed: &mut dyn Feed) -> Result<Position, StoreError> {
-        self.directory.begin_load();
-        let (position, as_of) = feed.load(&mut |row| self.apply(row)).await?;
-        self.directory.end_load();
-        self.metrics.directory_full_loads.inc();
-        self.directory.proven(position.version, as_of);
-        info!(entries = self.directory.len(), version = position.version.0, "entries loaded");
-        Ok(position)
+    fn proven(&self, at: &mut Place, as_of: Instant) {
+        let version = at.position.version;
+        if !std::mem::replace(&mut at.proven, true) {
+            self.directory.end_load();
+            self.metrics.directory_full_loads.inc();
+            info!(entries = self.directory.len(), version = version.0, "entries loaded");
+        }
+        self.directory.proven(version, as_of);
     }
 
     fn apply(&self, row: Row) {
         match self.store.unseal(&row) {
-            Ok(stored) => self.directory.set(&stored.entry),
+            Ok(entry) => self.directory.set(&entry),
             Err(error) => {
                 error!(%error, id = row.id.0, "an entry cannot be used, its principal gets 503");
                 self.metrics.directory_broken_entries.inc();

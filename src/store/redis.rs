@@ -202,13 +202,20 @@ impl Backend for Redis {
     }
 
     async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError> {
-        let key = self.keys.entry(&log::key_of(principal));
-        let get = redis::pipe().get(&self.keys.meta).get(&key).to_owned();
+        let member = log::key_of(principal);
+        let get = redis::pipe()
+            .get(&self.keys.meta)
+            .get(self.keys.entry(&member))
+            .zscore(&self.keys.ids, &member)
+            .to_owned();
         let get = &get;
-        let (meta, value): (Option<String>, Option<Vec<u8>>) =
+        type Answer = (Option<String>, Option<Vec<u8>>, Option<String>);
+        let (meta, value, score): Answer =
             self.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
         script::check_meta(meta.as_deref())?;
-        Ok(value.map(|value| script::row(principal.to_owned(), &value)))
+        let id = score.as_deref().and_then(number);
+        let is_there = value.is_some() || id.is_some();
+        Ok(is_there.then(|| script::row(principal.to_owned(), id, value.as_deref())))
     }
 
     async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError> {
@@ -279,7 +286,7 @@ async fn evaluate<T: FromRedisValue>(
     }
 }
 
-/// What the list script found: numbers, and rows where there are usable ones.
+/// What the list script found: numbers, and rows where there are principals.
 fn listed(reply: Vec<Value>) -> Result<Vec<(EntryId, Option<Row>)>, StoreError> {
     let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
     let Some((_, found)) = reply.split_first().filter(|(word, _)| text(word) == "ok") else {
@@ -294,7 +301,7 @@ fn listed(reply: Vec<Value>) -> Result<Vec<(EntryId, Option<Row>)>, StoreError> 
             error!(id = id.0, "a stored entry has an impossible name or realm, it is passed over");
         }
         let value: Option<Vec<u8>> = redis::from_redis_value_ref(&found[2]).ok().flatten();
-        Some((id, principal.zip(value).map(|(principal, value)| script::row(principal, &value))))
+        Some((id, principal.map(|principal| script::row(principal, Some(id), value.as_deref()))))
     };
     let odd = || StoreError::Corrupt("a number of an entry is none".into());
     found.chunks_exact(3).map(|found| row(found).ok_or_else(odd)).collect()

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use otpgate::api::{OPENAPI, ROUTES};
 use otpgate::entry::{Algorithm, Seed};
 use otpgate::otp::{Generator, TokenParams};
+use otpgate::store::MAX_BATCH;
 use serde_json::{Value, json};
 
 use crate::api_harness::*;
@@ -315,7 +316,9 @@ async fn lists_are_whole_ordered_and_narrowed() {
             entry(id, (&format!("n{id}"), if id % 2 == 0 { "even" } else { "odd" }, USER_SEED))
         })
         .collect();
-    gate.store.insert(&many).await.unwrap();
+    for batch in many.chunks(MAX_BATCH) {
+        gate.store.insert(batch).await.unwrap();
+    }
     let ids = async |query: &str| {
         let answer = gate.call(ADMIN, "GET", &format!("/ungleichotp/{query}"), json!({})).await;
         assert_eq!(answer.status, 200, "{query}: {}", answer.text);
@@ -358,6 +361,40 @@ async fn lists_are_whole_ordered_and_narrowed() {
         let answer = gate.call(ADMIN, "GET", &format!("/ungleichotp/{query}"), json!({})).await;
         assert_eq!((answer.status.as_u16(), answer.json), (400, errors), "{query}");
     }
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_opened_is_shown_and_deleted_like_the_others() {
+    let gate = Gate::start().await;
+    let made = gate.create(json!({"name": "svc", "realm": "users"})).await;
+    let path = format!("/ungleichotp/{}/", made["id"]);
+    let damage = rusqlite::Connection::open(&gate.file).unwrap();
+    let changed = damage.execute("UPDATE entries SET blob = x'01' WHERE name = 'svc'", []).unwrap();
+    assert_eq!(changed, 1);
+    drop(damage);
+
+    let broken = json!({
+        "id": made["id"], "name": "svc", "realm": "users", "seed": null,
+        "error": "This entry cannot be opened, the gate's log says why.",
+    });
+    let shown = gate.call(ADMIN, "GET", &path, json!({})).await;
+    assert_eq!((shown.status.as_u16(), &shown.json), (200, &broken));
+    for query in ["", "?name=svc", "?realm=users&full=1", "?name=svc&realm=users"] {
+        let list = gate.call(ADMIN, "GET", &format!("/ungleichotp/{query}"), json!({})).await;
+        assert_eq!(list.status, 200, "{query}");
+        let list = list.json.as_array().unwrap().clone();
+        assert!(list.contains(&broken), "{query}: {list:?}");
+        assert!(list.iter().all(|e| e["seed"].is_string() || *e == broken), "{query}");
+    }
+    // Nobody can say what a change would keep.
+    let changed = gate.call(ADMIN, "PATCH", &path, json!({"comment": "x"})).await;
+    assert_eq!(changed.status, 503);
+    let again = json!({"name": "svc", "realm": "users"});
+    assert_eq!(gate.call(ADMIN, "POST", "/ungleichotp/", again.clone()).await.status, 400);
+
+    assert_eq!(gate.call(ADMIN, "DELETE", &path, json!({})).await.status, 204);
+    assert_eq!(gate.call(ADMIN, "GET", &path, json!({})).await.status, 404);
+    gate.create(again).await;
 }
 
 #[tokio::test]

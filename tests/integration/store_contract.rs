@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use otpgate::entry::{Entry, EntryId, PrincipalRef};
 use otpgate::seal::SealError;
-use otpgate::store::{Step, Store, StoreError, Stored, Version};
+use otpgate::store::{MAX_BATCH, Step, Store, StoreError, Stored, Version};
 
 use crate::redis_server::LIMIT;
-use crate::store_rig::{Follow, Rig, create, entry, who};
+use crate::store_rig::{Follow, Rig, create, entry, opened, stored, who};
 
 /// Each test three times.
 macro_rules! contract {
@@ -52,7 +52,7 @@ contract!(
     followers_go_on_after_reconnecting,
     followers_notice_a_trimmed_log,
     followers_notice_another_history,
-    followers_are_told_to_load_after_bulk_changes,
+    batches_are_bounded,
     an_emptied_store_is_an_error,
     nothing_readable_is_stored,
     a_moved_blob_does_not_open,
@@ -65,7 +65,7 @@ async fn get(store: &Store, who: &otpgate::entry::Principal) -> Option<Stored> {
 
 async fn names(store: &Store) -> Vec<String> {
     let all = store.list(None, 100).await.expect("the store answers");
-    all.iter().map(|stored| stored.entry.principal.to_string()).collect()
+    all.iter().map(|stored| stored.principal.to_string()).collect()
 }
 
 async fn a_store_is_made_once(rig: Rig) {
@@ -107,7 +107,7 @@ async fn entries_are_found_by_name_and_number(rig: Rig) {
     let revision = store.insert(std::slice::from_ref(&made)).await.unwrap();
 
     for store in [&store, &rig.store()] {
-        let stored = Stored { entry: made.clone(), revision };
+        let stored = stored(&made, revision);
         assert_eq!(get(store, &made.principal).await, Some(stored.clone()));
         assert_eq!(store.get_by_id(EntryId(7)).await.unwrap(), Some(stored));
         assert_eq!(get(store, &who("staff", "alice")).await, None);
@@ -116,7 +116,7 @@ async fn entries_are_found_by_name_and_number(rig: Rig) {
         }
     }
     assert_eq!(create(&store, "alice", "staff").await, Err(StoreError::Conflict));
-    assert_eq!(get(&store, &made.principal).await.unwrap().entry, made);
+    assert_eq!(get(&store, &made.principal).await.unwrap().entry, Ok(made));
 }
 
 async fn lists_are_ordered_and_paged(rig: Rig) {
@@ -130,7 +130,7 @@ async fn lists_are_ordered_and_paged(rig: Rig) {
 
     let ids = async |after: Option<u64>, limit| -> Vec<u64> {
         let page = store.list(after.map(EntryId), limit).await.unwrap();
-        page.iter().map(|stored| stored.entry.id.0).collect()
+        page.iter().map(|stored| stored.id.0).collect()
     };
     assert_eq!(ids(None, 3).await, [1, 2, 3]);
     assert_eq!(ids(Some(3), 2).await, [4, 50]);
@@ -145,9 +145,11 @@ async fn long_lists_are_complete(rig: Rig) {
     let store = rig.ready().await;
     // More than one page of any backend, in an order that is not that of their numbers.
     let entries: Vec<_> = (1..=1200).rev().map(|i| entry(i, who(&format!("n{i}"), "r"))).collect();
-    store.insert(&entries).await.unwrap();
+    for batch in entries.chunks(MAX_BATCH) {
+        store.insert(batch).await.unwrap();
+    }
     let found = store.list(None, usize::MAX).await.unwrap();
-    let ids: Vec<_> = found.iter().map(|stored| stored.entry.id.0).collect();
+    let ids: Vec<_> = found.iter().map(|stored| stored.id.0).collect();
     assert_eq!(ids, (1..=1200).collect::<Vec<_>>());
     assert_eq!(store.list(Some(EntryId(100)), 501).await.unwrap().len(), 501);
 
@@ -169,7 +171,7 @@ async fn updates_compare_and_set(rig: Rig) {
     assert_eq!(store.delete(&old).await, Err(StoreError::Conflict));
     let renamed = Entry { principal: who("b", "r"), ..made.clone() };
     assert_eq!(store.update(&old, &renamed).await, Err(StoreError::Conflict));
-    let stored = Stored { entry: changed, revision };
+    let stored = stored(&changed, revision);
     assert_eq!(get(&store, &made.principal).await, Some(stored));
     assert_eq!(get(&store, &renamed.principal).await, None);
 }
@@ -187,7 +189,7 @@ async fn renames_keep_the_number(rig: Rig) {
     let moved = Entry { principal: who("b", "other"), ..a.clone() };
     store.update(&old, &moved).await.unwrap();
     assert_eq!(get(&store, &a.principal).await, None);
-    assert_eq!(store.get_by_id(a.id).await.unwrap().unwrap().entry, moved);
+    assert_eq!(store.get_by_id(a.id).await.unwrap().unwrap().entry.as_ref(), Ok(&moved));
     assert_eq!(names(&store).await, ["b@other", "taken@r"]);
 
     let again = create(&store, "a", "r").await.unwrap();
@@ -214,13 +216,31 @@ async fn batches_are_all_or_nothing(rig: Rig) {
     let store = rig.ready().await;
     let there = create(&store, "there", "r").await.unwrap();
     let (mut follow, _) = Follow::start(&rig.store()).await;
-    for (batch, why) in [
-        (vec![entry(10, who("new", "r")), entry(11, there.principal.clone())], "a name is taken"),
-        (vec![entry(10, who("new", "r")), entry(there.id.0, who("x", "r"))], "a number is taken"),
-        (vec![entry(10, who("new", "r")), entry(11, who("new", "r"))], "a name comes twice"),
-        (vec![entry(10, who("new", "r")), entry(10, who("x", "r"))], "a number comes twice"),
+    let (conflict, twice) =
+        (StoreError::Conflict, |what: &str| StoreError::Refused(format!("{what} twice at once")));
+    for (batch, why, error) in [
+        (
+            vec![entry(10, who("new", "r")), entry(11, there.principal.clone())],
+            "a name is taken",
+            conflict.clone(),
+        ),
+        (
+            vec![entry(10, who("new", "r")), entry(there.id.0, who("x", "r"))],
+            "a number is taken",
+            conflict,
+        ),
+        (
+            vec![entry(10, who("new", "r")), entry(11, who("new", "r"))],
+            "a name comes twice",
+            twice("new@r"),
+        ),
+        (
+            vec![entry(10, who("new", "r")), entry(10, who("x", "r"))],
+            "a number comes twice",
+            twice("the number 10"),
+        ),
     ] {
-        assert_eq!(store.insert(&batch).await, Err(StoreError::Conflict), "{why}");
+        assert_eq!(store.insert(&batch).await, Err(error), "{why}");
         assert_eq!(names(&store).await, ["there@r"], "{why}");
     }
     assert_eq!(follow.changes().await, Ok(Vec::new()), "failed batches leave no trace in the log");
@@ -268,7 +288,7 @@ async fn numbers_have_an_end(rig: Rig) {
     store.insert(&largest).await.unwrap();
     for wanted in &largest {
         let found = store.get_by_id(wanted.id).await.unwrap().unwrap();
-        assert_eq!(&found.entry, wanted, "neighbouring large numbers are told apart");
+        assert_eq!(found.entry.as_ref(), Ok(wanted), "neighbouring large numbers are told apart");
     }
     assert_eq!(store.list(Some(EntryId(EntryId::MAX.0 - 1)), 9).await.unwrap().len(), 1);
     assert!(matches!(create(&store, "a", "r").await, Err(StoreError::Refused(_))));
@@ -301,16 +321,16 @@ async fn strange_names_are_kept_apart(rig: Rig) {
     }
     assert_eq!(made.len(), all.len());
     for (principal, entry) in &made {
-        assert_eq!(&get(&store, principal).await.unwrap().entry, entry);
+        assert_eq!(get(&store, principal).await.unwrap().entry.as_ref(), Ok(entry));
     }
     let rows = follow.changes().await.unwrap();
     assert_eq!(rows.len(), all.len());
     for (principal, row) in rows {
-        assert_eq!(store.unseal(&row.unwrap()).unwrap().entry, made[&principal]);
+        assert_eq!(store.unseal(&row.unwrap()).unwrap(), made[&principal]);
     }
     let (_, rows) = Follow::start(&rig.store()).await;
     for row in &rows {
-        assert_eq!(store.unseal(row).unwrap().entry, made[&row.principal]);
+        assert_eq!(store.unseal(row).unwrap(), made[&row.principal]);
     }
     assert_eq!(rows.len(), all.len());
 }
@@ -322,8 +342,9 @@ async fn concurrent_updates_lose_nothing(rig: Rig) {
         for _ in 0..15 {
             loop {
                 let old = get(&store, &who("counter", "r")).await.unwrap();
-                let next = old.entry.comment.parse().unwrap_or(0) + 1;
-                let new = Entry { comment: next.to_string(), ..old.entry.clone() };
+                let entry = opened(&old);
+                let next = entry.comment.parse().unwrap_or(0) + 1;
+                let new = Entry { comment: next.to_string(), ..entry.clone() };
                 match store.update(&old, &new).await {
                     Ok(_) => break,
                     Err(error) => assert_eq!(error, StoreError::Conflict),
@@ -333,7 +354,8 @@ async fn concurrent_updates_lose_nothing(rig: Rig) {
     };
     let (a, b) = (rig.store(), rig.store());
     tokio::join!(count(a.clone()), count(a), count(b.clone()), count(b));
-    assert_eq!(get(&store, &made.principal).await.unwrap().entry.comment, "60");
+    let counted = get(&store, &made.principal).await.unwrap();
+    assert_eq!(opened(&counted).comment, "60");
 }
 
 async fn followers_see_what_others_write(rig: Rig) {
@@ -341,7 +363,7 @@ async fn followers_see_what_others_write(rig: Rig) {
     let a = create(&store, "a", "r").await.unwrap();
     let (mut follow, rows) = Follow::start(&rig.store()).await;
     assert_eq!(rows.len(), 1);
-    assert_eq!(store.unseal(&rows[0]).unwrap().entry, a);
+    assert_eq!(store.unseal(&rows[0]).unwrap(), a);
     assert_eq!(follow.position.version, rows[0].revision);
 
     // The follower is waiting already when the write comes.
@@ -361,7 +383,7 @@ async fn followers_see_what_others_write(rig: Rig) {
     let (b, seen) = tokio::join!(write, tokio::time::timeout(LIMIT, wait));
     let (rows, position) = seen.expect("the write is seen");
     assert_eq!(rows.len(), 1);
-    assert_eq!(store.unseal(rows[0].1.as_ref().unwrap()).unwrap().entry, b);
+    assert_eq!(store.unseal(rows[0].1.as_ref().unwrap()).unwrap(), b);
     follow.position = position;
 
     // Several changes at once: rows are as they are now, and deleted ones are gone.
@@ -373,7 +395,7 @@ async fn followers_see_what_others_write(rig: Rig) {
     let rows: HashMap<_, _> = follow.changes().await.unwrap().into_iter().collect();
     assert_eq!(rows[&a.principal], None);
     assert_eq!(rows[&b.principal], None);
-    assert_eq!(store.unseal(rows[&moved.principal].as_ref().unwrap()).unwrap().entry, moved);
+    assert_eq!(store.unseal(rows[&moved.principal].as_ref().unwrap()).unwrap(), moved);
     assert_eq!(follow.changes().await, Ok(Vec::new()));
 }
 
@@ -434,18 +456,16 @@ async fn followers_notice_another_history(rig: Rig) {
     assert_eq!((rows.len(), follow.position.version), (5, Version(5)));
 }
 
-async fn followers_are_told_to_load_after_bulk_changes(rig: Rig) {
+async fn batches_are_bounded(rig: Rig) {
     let store = rig.ready().await;
     let (mut follow, _) = Follow::start(&rig.store()).await;
-    let entries: Vec<_> = (1..=1001).map(|i| entry(i, who(&format!("n{i}"), "r"))).collect();
-    store.insert(&entries[..1000]).await.unwrap();
-    assert_eq!(follow.changes().await.unwrap().len(), 1000);
-    rig.empty();
-    let store = rig.ready().await;
-    let (mut follow, _) = Follow::start(&rig.store()).await;
-    store.insert(&entries).await.unwrap();
-    assert!(follow.changes().await.is_err());
-    assert_eq!(Follow::start(&rig.store()).await.1.len(), 1001);
+    let entries: Vec<_> =
+        (1..=1 + MAX_BATCH as u64).map(|i| entry(i, who(&format!("n{i}"), "r"))).collect();
+    let refused = store.insert(&entries).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    assert_eq!(store.list(None, 1).await, Ok(Vec::new()));
+    store.insert(&entries[1..]).await.unwrap();
+    assert_eq!(follow.changes().await.unwrap().len(), MAX_BATCH);
 }
 
 async fn an_emptied_store_is_an_error(rig: Rig) {
@@ -478,12 +498,12 @@ async fn a_moved_blob_does_not_open(rig: Rig) {
     let c = create(&store, "c", "r").await.unwrap();
     rig.swap(&a.principal, &b.principal);
     for moved in [&a, &b] {
-        let error = store.get((&moved.principal).into()).await.unwrap_err();
+        let found = get(&store, &moved.principal).await.unwrap();
         let expected =
             StoreError::Sealed { principal: moved.principal.clone(), cause: SealError::Broken };
-        assert_eq!(error, expected);
+        assert_eq!(found.entry, Err(expected));
     }
-    assert_eq!(get(&store, &c.principal).await.unwrap().entry, c);
+    assert_eq!(get(&store, &c.principal).await.unwrap().entry, Ok(c));
     let (_, rows) = Follow::start(&rig.store()).await;
     assert_eq!(rows.len(), 3, "followers get all rows and see which are broken");
     assert_eq!(rows.iter().filter(|row| store.unseal(row).is_err()).count(), 2);
@@ -492,10 +512,17 @@ async fn a_moved_blob_does_not_open(rig: Rig) {
 async fn another_key_does_not_open(rig: Rig) {
     let made = create(&rig.ready().await, "a", "r").await.unwrap();
     let store = rig.with_other_key();
-    let error = store.get((&made.principal).into()).await.unwrap_err();
+    let found = get(&store, &made.principal).await.unwrap();
     assert!(
-        matches!(&error, StoreError::Sealed { cause: SealError::UnknownKey(_), .. }),
-        "{error:?}"
+        matches!(&found.entry, Err(StoreError::Sealed { cause: SealError::UnknownKey(_), .. })),
+        "{found:?}"
     );
-    create(&store, "b", "r").await.expect("the others can be written");
+    let other = create(&store, "b", "r").await.expect("the others can be written");
+    // It stands in lists beside the others, and can be deleted.
+    let listed = store.list(None, 10).await.unwrap();
+    assert_eq!(listed, [found.clone(), get(&store, &other.principal).await.unwrap()]);
+    assert_eq!(store.get_by_id(made.id).await, Ok(Some(found.clone())));
+    store.delete(&found).await.unwrap();
+    assert_eq!(names(&store).await, ["b@r"]);
+    assert_eq!(store.delete(&found).await, Err(StoreError::Conflict));
 }

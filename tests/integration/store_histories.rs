@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::directory_follow::Gate;
 use crate::redis_server::LIMIT;
-use crate::store_rig::{Rig, create, entry, who};
+use crate::store_rig::{Rig, create, entry, opened, who};
 
 /// Names that one history uses, so that they meet often.
 const NAMES: u8 = 5;
@@ -57,14 +57,14 @@ impl Model {
             Op::Import(n, id) => self.import(entry(*id, name(n)), store).await,
             Op::Disable(n) => {
                 let old = self.read(&name(n), store).await?;
-                let new = Entry { enabled: false, ..old.entry.clone() };
+                let new = Entry { enabled: false, ..opened(&old).clone() };
                 let version = store.update(&old, &new).await.unwrap();
                 self.entries.insert(name(n), new);
                 Some(version)
             }
             Op::Rename(from, to) => {
                 let old = self.read(&name(from), store).await?;
-                let new = Entry { principal: name(to), ..old.entry.clone() };
+                let new = Entry { principal: name(to), ..opened(&old).clone() };
                 let renamed = store.update(&old, &new).await;
                 if from != to && self.entries.contains_key(&name(to)) {
                     assert_eq!(renamed, Err(StoreError::Conflict));
@@ -81,7 +81,7 @@ impl Model {
             }
             Op::StaleDelete(n) => {
                 let old = self.read(&name(n), store).await?;
-                let version = store.update(&old, &old.entry).await.unwrap();
+                let version = store.update(&old, opened(&old)).await.unwrap();
                 assert_eq!(store.delete(&old).await, Err(StoreError::Conflict));
                 Some(version)
             }
@@ -117,7 +117,7 @@ impl Model {
     /// What is stored, which must be what the model says.
     async fn read(&self, principal: &Principal, store: &Store) -> Option<otpgate::store::Stored> {
         let found = store.get(principal.into()).await.unwrap();
-        assert_eq!(found.as_ref().map(|stored| &stored.entry), self.entries.get(principal));
+        assert_eq!(found.as_ref().map(opened), self.entries.get(principal));
         found
     }
 
@@ -125,7 +125,7 @@ impl Model {
         let listed: Vec<_> = store.list(None, usize::MAX).await.unwrap();
         let by_id: BTreeMap<EntryId, &Entry> =
             self.entries.values().map(|entry| (entry.id, entry)).collect();
-        assert!(listed.iter().map(|stored| &stored.entry).eq(by_id.into_values()));
+        assert!(listed.iter().map(opened).eq(by_id.into_values()));
         assert_eq!(gate.directory.len(), self.entries.len());
         assert!(self.entries.values().all(|entry| gate.shows(entry)));
         for absent in (0..NAMES).map(|n| who(&format!("n{n}"), realm)) {

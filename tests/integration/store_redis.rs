@@ -2,18 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{StoreConfig, TlsFiles};
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{Store, StoreError};
+use tokio::runtime::Handle;
 
 use crate::directory_follow::Gate;
 use crate::harness::eventually;
-use crate::redis_server::{Options, RedisServer, free_port, make_certificates, wait_until};
-use crate::store_rig::{Follow, Rig, create, who};
+use crate::redis_server::{LIMIT, Options, RedisServer, free_port, make_certificates, wait_until};
+use crate::store_rig::{Follow, Place, Rig, create, entry, opened, who};
 
 /// A rig on a server that `options` describe; its URL is made by `url`.
 fn rig(options: Options, url: impl FnOnce(&RedisServer) -> String) -> Rig {
@@ -33,7 +33,7 @@ async fn works(rig: &Rig) {
     let (mut follow, _) = Follow::start(&rig.store()).await;
     let made = create(&store, "a", "r").await.unwrap();
     assert_eq!(follow.changes().await.unwrap().len(), 1);
-    assert_eq!(store.list(None, 10).await.unwrap()[0].entry, made);
+    assert_eq!(store.list(None, 10).await.unwrap()[0].entry, Ok(made));
 }
 
 async fn refusal(store: &Store) -> StoreError {
@@ -247,8 +247,99 @@ async fn an_evicted_entry_is_broken_not_unknown() {
     // Making it again heals it.
     let again = create(&store, "a", "r").await.unwrap();
     let (_, rows) = Follow::start(&store).await;
-    let healed = rows.iter().filter_map(|row| store.unseal(row).ok()).map(|s| s.entry);
+    let healed = rows.iter().filter_map(|row| store.unseal(row).ok());
     assert_eq!(healed.collect::<Vec<_>>(), [again]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evicted_and_damaged_entries_can_be_found_and_deleted() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let mut gone = Vec::new();
+    for (i, damage) in [None, Some(""), Some("junk"), Some("12")].iter().enumerate() {
+        let made = create(&store, &format!("n{i}"), "r").await.unwrap();
+        match damage {
+            None => rig.run::<()>(&["DEL", &rig.entry_key(&made.principal)]),
+            Some(value) => rig.run::<()>(&["SET", &rig.entry_key(&made.principal), value]),
+        }
+        gone.push(made);
+    }
+    let listed = store.list(None, 10).await.unwrap();
+    assert_eq!(listed.len(), gone.len());
+    for (made, listed) in gone.iter().zip(&listed) {
+        assert!(listed.entry.is_err());
+        assert_eq!((listed.id, &listed.principal), (made.id, &made.principal));
+        assert_eq!(store.get((&made.principal).into()).await.unwrap().as_ref(), Some(listed));
+        assert_eq!(store.get_by_id(made.id).await.unwrap().as_ref(), Some(listed));
+    }
+    // Whoever heals one in between keeps it.
+    let healed = create(&store, "n0", "r").await.unwrap();
+    assert_eq!(store.delete(&listed[0]).await, Err(StoreError::Conflict));
+    let (mut follow, _) = Follow::start(&rig.store()).await;
+    for listed in &listed[1..] {
+        store.delete(listed).await.unwrap();
+        assert_eq!(store.delete(listed).await, Err(StoreError::Conflict));
+    }
+    assert_eq!(follow.changes().await.unwrap().len(), gone.len() - 1);
+    let left = store.list(None, 10).await.unwrap();
+    assert_eq!(left.iter().map(opened).collect::<Vec<_>>(), [&healed]);
+}
+
+/// Entries that a full load takes in more than one step.
+async fn fill(store: &Store) {
+    let entries: Vec<_> = (1..=1500).map(|i| entry(i, who(&format!("n{i}"), "r"))).collect();
+    for batch in entries.chunks(500) {
+        store.insert(batch).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_emptied_during_a_full_load_is_an_error() {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    fill(&store).await;
+    let mut feed = store.feed(Arc::new(SystemClock)).await.unwrap();
+    let mut rows = 0;
+    let loaded = feed
+        .load(&mut |_| {
+            if rows == 0 {
+                rig.empty();
+            }
+            rows += 1;
+        })
+        .await;
+    assert_eq!(loaded, Err(StoreError::NotInitialised));
+    assert!(rows > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_load_counts_only_if_the_log_goes_on_from_it() {
+    let rig = Rig::redis().await;
+    fill(&rig.ready().await).await;
+    let relay = Relay::to(rig.port());
+    // While the first names of entries are on their way, the store becomes another one, in which the
+    // numbers that were passed already are used again.
+    let (other, runtime) = (rig.store(), Handle::current());
+    let Place::Redis(server) = &rig.place else { panic!("not a single Redis") };
+    let mut server = server.admin();
+    let (made, replaced) = std::sync::mpsc::channel();
+    relay.arm(move |answer| {
+        if !answer.windows(4).any(|part| part == b"r/n1") {
+            return Verdict::Wait;
+        }
+        redis::cmd("FLUSHALL").exec(&mut server).unwrap();
+        let entry = runtime.block_on(async {
+            other.init().await.unwrap();
+            create(&other, "new", "r").await.unwrap()
+        });
+        made.send(entry).unwrap();
+        Verdict::PassOn
+    });
+    let gate = Gate::start(at(&rig, &format!("redis://127.0.0.1:{}", relay.port)));
+    let new = tokio::task::block_in_place(|| replaced.recv_timeout(LIMIT).unwrap());
+    gate.until("the other store is followed", |gate| gate.shows(&new)).await;
+    assert_eq!(gate.directory.len(), 1);
+    assert_eq!(gate.metrics.directory_full_loads.get(), 1, "the mixture never counted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -292,36 +383,67 @@ async fn a_crash_loses_nothing_and_needs_no_full_load() {
     assert_eq!(gate.metrics.directory_full_loads.get(), 1);
 }
 
-/// A relay to `port` that can swallow one answer: when armed, what the server says next is not
-/// passed on, and both connections end.
+/// What a trap says about a piece of an answer.
+enum Verdict {
+    /// It is passed on; the trap waits for the next.
+    Wait,
+    /// It is passed on; the trap is gone.
+    PassOn,
+    /// It is swallowed, and both connections end; the trap is gone.
+    Cut,
+}
+
+type Trap = Box<dyn FnMut(&[u8]) -> Verdict + Send>;
+
+/// A relay to `port` with a trap for what the server says.
 struct Relay {
     port: u16,
-    armed: Arc<AtomicBool>,
+    trap: Arc<Mutex<Option<Trap>>>,
 }
 
 impl Relay {
     fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let armed = Arc::new(AtomicBool::new(false));
-        let relay = Self { port: listener.local_addr().unwrap().port(), armed: armed.clone() };
+        let trap = Arc::<Mutex<Option<Trap>>>::default();
+        let relay = Self { port: listener.local_addr().unwrap().port(), trap: trap.clone() };
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", port)));
                 let Ok(server) = server else { continue };
                 let pair = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                std::thread::spawn(move || pass(pair.0, pair.1, &AtomicBool::new(false)));
-                let armed = armed.clone();
-                std::thread::spawn(move || pass(server, client, &armed));
+                std::thread::spawn(move || pass(pair.0, pair.1, &Mutex::default()));
+                let trap = trap.clone();
+                std::thread::spawn(move || pass(server, client, &trap));
             }
         });
         relay
     }
+
+    fn arm(&self, trap: impl FnMut(&[u8]) -> Verdict + Send + 'static) {
+        *self.trap.lock().unwrap() = Some(Box::new(trap));
+    }
+
+    fn is_armed(&self) -> bool {
+        self.trap.lock().unwrap().is_some()
+    }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, armed: &AtomicBool) {
+fn pass(mut from: TcpStream, mut to: TcpStream, trap: &Mutex<Option<Trap>>) {
     let mut buffer = [0; 65536];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if armed.swap(false, Ordering::SeqCst) || to.write_all(&buffer[..length]).is_err() {
+        let answer = &buffer[..length];
+        {
+            let mut armed = trap.lock().unwrap();
+            match armed.as_mut().map_or(Verdict::Wait, |trap| trap(answer)) {
+                Verdict::Wait => {}
+                Verdict::PassOn => *armed = None,
+                Verdict::Cut => {
+                    *armed = None;
+                    break;
+                }
+            }
+        }
+        if to.write_all(answer).is_err() {
             break;
         }
     }
@@ -338,19 +460,48 @@ async fn a_write_whose_answer_is_lost_is_found_out_about() {
     let a = create(&store, "a", "r").await.unwrap();
 
     let old = store.get((&a.principal).into()).await.unwrap().unwrap();
-    relay.armed.store(true, Ordering::SeqCst);
+    relay.arm(|_| Verdict::Cut);
     let version = store.update(&old, &a).await.unwrap();
-    assert!(!relay.armed.load(Ordering::SeqCst), "the answer was swallowed");
+    assert!(!relay.is_armed(), "the answer was swallowed");
     let now = store.get((&a.principal).into()).await.unwrap().unwrap();
     assert_eq!(now.revision, version);
     assert_eq!(version.0, old.revision.0 + 1, "it was done once");
 
-    relay.armed.store(true, Ordering::SeqCst);
+    relay.arm(|_| Verdict::Cut);
     let version = store.delete(&now).await.unwrap();
-    assert!(!relay.armed.load(Ordering::SeqCst), "the answer was swallowed");
+    assert!(!relay.is_armed(), "the answer was swallowed");
     assert_eq!(version.0, now.revision.0 + 1);
     assert_eq!(store.get((&a.principal).into()).await, Ok(None));
     assert_eq!(rig.store().list(None, 10).await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_is_lost_is_not_done_again_after_it_was_undone() {
+    let mut rig = Rig::redis().await;
+    rig.ready().await;
+    let relay = Relay::to(rig.server().port);
+    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
+    let made = entry(7, who("a", "r"));
+    // Connection and script are there before, so that the next answer is that of the write.
+    let other = create(&store, "other", "r").await.unwrap();
+    let (mut follow, _) = Follow::start(&rig.store()).await;
+
+    // An admin revokes the entry before its maker has learnt that it was made.
+    let (admin, runtime, principal) = (rig.store(), Handle::current(), made.principal.clone());
+    relay.arm(move |_| {
+        runtime.block_on(async {
+            let old = admin.get((&principal).into()).await.unwrap().expect("it was made");
+            admin.delete(&old).await.unwrap();
+        });
+        Verdict::Cut
+    });
+    let version = store.insert(std::slice::from_ref(&made)).await.unwrap();
+    assert!(!relay.is_armed(), "the answer was swallowed");
+    assert_eq!(version.0, follow.position.version.0 + 1);
+    let left = rig.store().list(None, 10).await.unwrap();
+    assert_eq!(left.iter().map(opened).collect::<Vec<_>>(), [&other], "it stays revoked");
+    assert_eq!(follow.changes().await, Ok(vec![(made.principal, None)]));
+    assert_eq!(follow.position.version.0, version.0 + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

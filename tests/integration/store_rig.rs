@@ -9,7 +9,7 @@ use otpgate::config::{Sealing, StoreConfig};
 use otpgate::entry::{Entry, EntryId, Principal, Seed};
 use otpgate::seal::Sealer;
 use otpgate::store::url::StoreUrl;
-use otpgate::store::{Feed, Position, Row, Step, Store, StoreError};
+use otpgate::store::{Feed, Position, Row, Step, Store, StoreError, Stored, Version};
 use tempfile::TempDir;
 
 use crate::redis_server::{LIMIT, Options, RedisCluster, RedisServer, command};
@@ -242,6 +242,17 @@ pub(crate) fn entry(id: u64, principal: Principal) -> Entry {
     Entry::new(EntryId(id), principal, Seed::random(), 1_700_000_000)
 }
 
+/// What a store should give for an entry.
+pub(crate) fn stored(entry: &Entry, revision: Version) -> Stored {
+    let (id, principal) = (entry.id, entry.principal.clone());
+    Stored { id, principal, revision, entry: Ok(entry.clone()) }
+}
+
+/// An entry that should be readable.
+pub(crate) fn opened(stored: &Stored) -> &Entry {
+    stored.entry.as_ref().expect("it opens")
+}
+
 /// Creates an entry with a random seed.
 pub(crate) async fn create(store: &Store, name: &str, realm: &str) -> Result<Entry, StoreError> {
     let principal = who(name, realm);
@@ -260,7 +271,7 @@ impl Follow {
     pub(crate) async fn start(store: &Store) -> (Self, Vec<Row>) {
         let mut feed = store.feed(Arc::new(SystemClock)).await.expect("it connects");
         let mut rows = Vec::new();
-        let (position, _) = feed.load(&mut |row| rows.push(row)).await.expect("it loads");
+        let position = feed.load(&mut |row| rows.push(row)).await.expect("it loads");
         (Self { feed, position }, rows)
     }
 

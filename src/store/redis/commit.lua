@@ -1,6 +1,7 @@
 -- Does a batch or nothing. KEYS: meta, head, log, ids, then each mutation's entry.
 -- ARGV: format, nonce, keys for the log, retention; then for each mutation its member of ids,
--- expected revision ('' for absent), number ('' to delete), blob.
+-- expected revision ('' for absent), number ('' to delete), blob. Revision 0 is a value that is gone,
+-- though it is in ids, or does not say.
 -- All reading comes first, then the log, then the rest: Redis does not roll a failed script back.
 local meta = redis.call('GET', KEYS[1])
 if not meta then return {'absent'} end
@@ -32,7 +33,11 @@ end
 for _, m in ipairs(batch) do
   local value = redis.call('GET', m.key)
   local revision = ''
-  if value then revision = string.match(value, '^(%d+):') or 'junk' end
+  if value then
+    revision = string.match(value, '^(%d+):') or '0'
+  elseif m.expect == '0' and redis.call('ZSCORE', KEYS[4], m.member) then
+    revision = '0'
+  end
   if revision ~= m.expect then return {'conflict'} end
   if m.id ~= '' then
     for _, owner in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], m.id, m.id)) do

@@ -32,7 +32,7 @@ pub(super) struct RedisFeed {
     connector: Arc<Connector>,
     keys: Keys,
     clock: Arc<dyn Clock>,
-    /// Nothing was asked on this connection yet: the first answer should not wait for news.
+    /// Not polled on this connection yet: the first answer should not wait for news.
     fresh: bool,
 }
 
@@ -120,14 +120,14 @@ impl RedisFeed {
             for (member, value) in group.iter().zip(values) {
                 let principal = log::principal_of(member)
                     .ok_or_else(|| StoreError::Corrupt("the change log names no entry".into()))?;
-                let row = value.map(|value| script::row(principal.clone(), &value));
+                let row = value.map(|value| script::row(principal.clone(), None, Some(&value)));
                 rows.push((principal, row));
             }
         }
         Ok(Step::Changed { rows, position: chain.position, as_of })
     }
 
-    /// Entries with numbers above `after`, by number.
+    /// Entries with numbers above `after`, by number; the store was there after they were read.
     async fn members(&mut self, after: u64) -> Result<Vec<(String, String)>, StoreError> {
         let mut question = redis::pipe();
         question
@@ -136,8 +136,13 @@ impl RedisFeed {
             .arg(format!("({after}"))
             .arg("+inf")
             .arg(&["WITHSCORES", "LIMIT", "0"])
-            .arg(GROUP);
-        let (members,): (Vec<(String, String)>,) = self.ask(&question).await?;
+            .arg(GROUP)
+            .cmd("HELLO")
+            .get(&self.keys.meta);
+        type Answer = (Vec<(String, String)>, Value, Option<String>);
+        let (members, hello, meta): Answer = self.ask(&question).await?;
+        check_role(&hello)?;
+        script::check_meta(meta.as_deref())?;
         Ok(members)
     }
 
@@ -152,7 +157,7 @@ impl RedisFeed {
         let gone = missing.iter().zip(scores).filter(|(_, score)| score.is_some());
         Ok(gone
             .filter_map(|((member, id), _)| {
-                Some(script::broken_row(log::principal_of(member)?, *id))
+                Some(script::row(log::principal_of(member)?, Some(*id), None))
             })
             .collect())
     }
@@ -163,12 +168,8 @@ impl Feed for RedisFeed {
     /// Walks the set of all entries, which every write changes together with the entries themselves:
     /// an entry that is in the set when the walk begins is either read or in the log after the
     /// returned position.
-    async fn load(
-        &mut self,
-        take: &mut (dyn FnMut(Row) + Send),
-    ) -> Result<(Position, Instant), StoreError> {
+    async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError> {
         self.connector.confirm(&mut self.link).await?;
-        let as_of = self.clock.now().monotonic;
         let position = self.tail().await?;
         let mut after = 0;
         loop {
@@ -182,7 +183,9 @@ impl Feed for RedisFeed {
             let mut missing = Vec::new();
             for ((member, id), value) in names.into_iter().zip(ids).zip(values) {
                 match (log::principal_of(&member), value) {
-                    (Some(principal), Some(value)) => take(script::row(principal, &value)),
+                    (Some(principal), Some(value)) => {
+                        take(script::row(principal, Some(id), Some(&value)));
+                    }
                     (Some(_), None) => missing.push((member, id)),
                     (None, _) => {
                         error!(id = id.0, "a stored entry has an impossible name or realm")
@@ -193,8 +196,7 @@ impl Feed for RedisFeed {
                 self.vanished(&missing).await?.into_iter().for_each(&mut *take);
             }
         }
-        self.fresh = false;
-        Ok((position, as_of))
+        Ok(position)
     }
 
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {

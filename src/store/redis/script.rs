@@ -178,18 +178,13 @@ pub(super) fn check_meta(meta: Option<&str>) -> Result<(), StoreError> {
     }
 }
 
-/// An entry's value. What cannot be read gives an empty blob, which does not open: its principal gets
-/// 503, not "unknown".
-pub(super) fn row(principal: Principal, value: &[u8]) -> Row {
-    parse_row(value).map_or_else(
-        || broken_row(principal.clone(), EntryId(0)),
-        |(revision, id, blob)| Row { principal: principal.clone(), id, revision, blob },
-    )
-}
-
-/// A row that is there but cannot be used.
-pub(super) fn broken_row(principal: Principal, id: EntryId) -> Row {
-    Row { principal, id, revision: Version(0), blob: Vec::new() }
+/// An entry's row, given its number as `ids` has it and its value. What is gone or cannot be read has
+/// revision 0 and an empty blob, which does not open: its principal gets 503, not "unknown".
+pub(super) fn row(principal: Principal, id: Option<EntryId>, value: Option<&[u8]>) -> Row {
+    let (revision, own_id, blob) =
+        value.and_then(parse_row).unwrap_or((Version(0), EntryId(0), Vec::new()));
+    // Where the two differ, the one that is found by is right; then the blob does not open.
+    Row { principal, id: id.unwrap_or(own_id), revision, blob }
 }
 
 fn parse_row(value: &[u8]) -> Option<(Version, EntryId, Vec<u8>)> {
@@ -206,11 +201,13 @@ mod tests {
     #[test]
     fn values_are_read_and_junk_is_broken() {
         let who = Principal::parse("a", "b").unwrap();
-        let read = row(who.clone(), b"12:7:blob:with:colons\x00\xff");
+        let read = row(who.clone(), None, Some(b"12:7:blob:with:colons\x00\xff"));
         assert_eq!((read.revision, read.id), (Version(12), EntryId(7)));
         assert_eq!(read.blob, b"blob:with:colons\x00\xff");
         for junk in [&b""[..], b"junk", b"1:2", b"x:2:b", b"1:-2:b", b"\xff:2:b"] {
-            assert_eq!(row(who.clone(), junk), broken_row(who.clone(), EntryId(0)), "{junk:?}");
+            let broken = row(who.clone(), Some(EntryId(9)), Some(junk));
+            assert_eq!((broken.revision, broken.id), (Version(0), EntryId(9)), "{junk:?}");
+            assert_eq!(broken, row(who.clone(), Some(EntryId(9)), None));
         }
     }
 

@@ -23,13 +23,11 @@ const QUEUED_GROUPS: usize = 2;
 pub(super) struct SqliteFeed {
     /// Away while a worker uses it; gone for good if a question was abandoned.
     watcher: Option<Watcher>,
-    clock: Arc<dyn Clock>,
 }
 
 impl SqliteFeed {
     pub(super) fn new(db: Db, wake: Arc<Wake>, clock: Arc<dyn Clock>) -> Self {
-        let watcher = Watcher { db, wake, clock: clock.clone(), proven: None };
-        Self { watcher: Some(watcher), clock }
+        Self { watcher: Some(Watcher { db, wake, clock, proven: None }) }
     }
 
     fn take(&mut self) -> Result<Watcher, StoreError> {
@@ -41,11 +39,7 @@ impl SqliteFeed {
 
 #[async_trait]
 impl Feed for SqliteFeed {
-    async fn load(
-        &mut self,
-        take: &mut (dyn FnMut(Row) + Send),
-    ) -> Result<(Position, Instant), StoreError> {
-        let as_of = self.clock.now().monotonic;
+    async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError> {
         let mut watcher = self.take()?;
         let (groups, mut arriving) = mpsc::channel(QUEUED_GROUPS);
         let reading = blocking(move || {
@@ -62,7 +56,7 @@ impl Feed for SqliteFeed {
         let (read, ()) = tokio::join!(reading, taking);
         let (watcher, position) = read?;
         self.watcher = Some(watcher);
-        Ok((position, as_of))
+        Ok(position)
     }
 
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
