@@ -74,11 +74,7 @@ impl Settings {
 
     fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
         let flags: Vec<_> = self.flags().into_iter().chain(more).collect();
-        // A variable that is not UTF-8 is none of ours.
-        let env = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        load::load(self.config.as_deref(), env, &flags)
+        load::load(self.config.as_deref(), std::env::vars_os(), &flags)
     }
 }
 

@@ -11,11 +11,14 @@ use crate::directory::TokenRules;
 use crate::entry::Realm;
 use crate::policy::{Mode, Route};
 
+mod headers;
+mod listeners;
 pub mod load;
 mod peers;
 mod reader;
 mod routes;
 mod store;
+mod tokens;
 
 /// Where a listener listens, or an upstream is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,22 +1,20 @@
 //! From file, environment and flags to [`Config`]. Flags beat the environment, which beats the file.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::peers::{parse_upstreams, read_listen, read_networks, read_upstream};
+use super::headers::read_headers;
+use super::listeners::{read_api, read_ops, read_proxy};
 use super::reader::{Origin, Section};
-use super::routes::{MODES, read_route};
+use super::routes::read_routes;
 use super::store::read_store;
-use super::{
-    Address, ApiConfig, Config, HeaderNames, HealthCheck, Limits, Listen, LogConfig, LogFormat,
-    OpsConfig, ProxyConfig, ReservedRealms, ShutdownConfig, Upstream, UpstreamTimeouts,
-};
-use crate::directory::{RealmRules, TokenRules};
-use crate::entry::{Algorithm, DIGITS, PERIOD_SECONDS, Realm};
-use crate::otp::TokenParams;
+use super::tokens::{read_realms, read_rules};
+use super::{Address, Config, Listen, LogConfig, LogFormat, ProxyConfig, ShutdownConfig};
+use crate::directory::RealmRules;
 
 pub use super::reader::Problem;
 
@@ -61,30 +59,27 @@ impl ConfigError {
 /// Everything that is wrong, at once.
 pub fn load(
     file: Option<&Path>,
-    env: impl IntoIterator<Item = (String, String)>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag],
 ) -> Result<Config, ConfigError> {
-    let mut table = match file {
+    let table = match file {
         Some(path) => read_file(path)?,
-        None if Path::new(DEFAULT_PATH).exists() => read_file(Path::new(DEFAULT_PATH))?,
+        // If nobody can tell whether it exists, reading it says why.
+        None if Path::new(DEFAULT_PATH).try_exists().unwrap_or(true) => {
+            read_file(Path::new(DEFAULT_PATH))?
+        }
         None => Table::new(),
     };
-    let mut origins = BTreeMap::new();
+    let mut sources = Sources { table, ..Sources::default() };
     for (name, value) in env {
-        if let Some((section, key)) = name.strip_prefix(ENV_PREFIX).and_then(|n| n.split_once("__"))
-        {
-            let path: Vec<_> = std::iter::once(section).chain(key.split("__")).collect();
-            let path: Vec<_> = path.iter().map(|part| part.to_ascii_lowercase()).collect();
-            let typed = typed(&value);
-            set(&mut table, &path, typed, Origin { name, raw: value }, &mut origins)?;
-        }
+        sources.variable(name, value);
     }
     for flag in flags {
-        let path: Vec<_> = flag.key.split('.').map(str::to_owned).collect();
+        let path = flag.key.split('.').map(str::to_owned).collect();
         let origin = Origin { name: flag.name.to_owned(), raw: flag.value.clone() };
-        set(&mut table, &path, Value::String(flag.value.clone()), origin, &mut origins)?;
+        sources.set(path, Value::String(flag.value.clone()), origin);
     }
-    let mut root = Section::root(table, origins);
+    let mut root = Section::root(sources.table, sources.origins, sources.problems);
     let config = read(&mut root);
     let problems = root.problems();
     if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
@@ -102,33 +97,59 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     })
 }
 
-/// A variable's text as the TOML value that it looks like: a list, number or boolean; else a string.
-fn typed(text: &str) -> Value {
-    let parsed = format!("v = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-    parsed.filter(|v| !v.is_datetime()).unwrap_or_else(|| Value::String(text.to_owned()))
+/// What file, environment and flags say together.
+#[derive(Default)]
+struct Sources {
+    table: Table,
+    /// By key path, what does not come from the file.
+    origins: BTreeMap<String, Origin>,
+    problems: Vec<Problem>,
 }
 
-fn set(
-    table: &mut Table,
-    path: &[String],
-    value: Value,
-    origin: Origin,
-    origins: &mut BTreeMap<String, Origin>,
-) -> Result<(), ConfigError> {
-    let (last, parents) = path.split_last().expect("a path has at least one part");
-    let mut at = table;
-    for part in parents {
-        let next = at.entry(part.clone()).or_insert_with(|| Value::Table(Table::new()));
-        at = next.as_table_mut().ok_or_else(|| {
-            ConfigError::one(
-                format!("{} ({})", path.join("."), origin.name),
-                format!("`{part}` is not a table"),
-            )
-        })?;
+impl Sources {
+    /// Takes a variable, if it is a setting.
+    fn variable(&mut self, name: OsString, value: OsString) {
+        let Ok(name) = name.into_string() else { return };
+        let Some(rest) = name.strip_prefix(ENV_PREFIX).filter(|rest| rest.contains("__")) else {
+            return;
+        };
+        let path: Vec<_> = rest.split("__").map(str::to_ascii_lowercase).collect();
+        if path.iter().any(String::is_empty) {
+            let message = format!("is no setting: those are {ENV_PREFIX}<SECTION>__<KEY>");
+            return self.problems.push(Problem { key: name, message });
+        }
+        match value.into_string() {
+            Ok(raw) => self.set(path, typed(&raw), Origin { name, raw }),
+            Err(_) => self.problems.push(Problem { key: name, message: "is not UTF-8".into() }),
+        }
     }
-    at.insert(last.clone(), value);
-    origins.insert(path.join("."), origin);
-    Ok(())
+
+    fn set(&mut self, mut path: Vec<String>, value: Value, origin: Origin) {
+        let key = path.join(".");
+        let last = path.pop().expect("a path has at least one part");
+        let mut at = &mut self.table;
+        for part in path {
+            let next = at.entry(part.clone()).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(table) = next else {
+                let key = format!("{key} ({})", origin.name);
+                let message = format!("`{part}` is not a table");
+                return self.problems.push(Problem { key, message });
+            };
+            at = table;
+        }
+        at.insert(last, value);
+        self.origins.insert(key, origin);
+    }
+}
+
+/// A variable's text as the TOML value that it looks like: a list, table, number or boolean; else a
+/// string, quotes included.
+fn typed(text: &str) -> Value {
+    let parsed = format!("v = {text}").parse::<Table>().ok().filter(|table| table.len() == 1);
+    parsed
+        .and_then(|mut table| table.remove("v"))
+        .filter(|value| !value.is_datetime() && !value.is_str())
+        .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
 fn read(root: &mut Section) -> Config {
@@ -144,237 +165,11 @@ fn read(root: &mut Section) -> Config {
     let headers = read_headers(root.section("headers"));
     let log = read_log(root.section("log"));
     let shutdown = read_shutdown(root.section("shutdown"));
-    let routes =
-        root.sections("route").into_iter().filter_map(|s| read_route(s, &mut upstreams)).collect();
+    let routes = read_routes(root, &mut upstreams);
     let proxy = ProxyConfig { upstreams, ..proxy };
     let config = Config { proxy, api, ops, store, rules, realms, headers, log, shutdown, routes };
     check_addresses(root, &config);
     config
-}
-
-fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> ProxyConfig {
-    let limits = read_limits(&mut s, Limits::default());
-    let listen = read_listen(&mut s, "127.0.0.1:8080");
-    let upstream = match s.take("upstream") {
-        Some(value) => read_upstream(&s, "upstream", value),
-        None => parse_upstreams(&["127.0.0.1:9000".to_owned()]).ok(),
-    };
-    upstreams.extend(upstream);
-    let mode = s.choice("mode", MODES).unwrap_or_default();
-    let trusted_proxies = read_networks(&mut s, "trusted_proxies");
-    let threads = s.get::<std::num::NonZeroUsize>("threads").map(usize::from);
-    let mut t = s.section("timeouts");
-    let default = UpstreamTimeouts::default();
-    let timeouts = UpstreamTimeouts {
-        connect: t.duration("connect").unwrap_or(default.connect),
-        read: t.duration("read").unwrap_or(default.read),
-        write: t.duration("write").unwrap_or(default.write),
-        idle: t.duration("idle").unwrap_or(default.idle),
-        stream_idle: t.duration("stream_idle").unwrap_or(default.stream_idle),
-    };
-    t.finish();
-    let mut h = s.section("health");
-    let default = HealthCheck::default();
-    let health = HealthCheck {
-        interval: h.duration_or_off("interval").unwrap_or(default.interval),
-        path: h.parse("path", |text| {
-            if text.starts_with('/') { Ok(text.to_owned()) } else { Err("must start with `/`") }
-        }),
-        dns_interval: h.duration("dns_interval").unwrap_or(default.dns_interval),
-    };
-    h.finish();
-    s.finish();
-    ProxyConfig {
-        listen,
-        upstreams: Vec::new(),
-        mode,
-        trusted_proxies,
-        limits,
-        timeouts,
-        health,
-        threads,
-    }
-}
-
-fn read_api(mut s: Section) -> ApiConfig {
-    // Django's own bound on request bodies.
-    let default = Limits { max_body_bytes: Some(2_621_440), ..Limits::default() };
-    let config = ApiConfig {
-        limits: read_limits(&mut s, default),
-        listen: read_listen(&mut s, "127.0.0.1:8081"),
-        trusted_proxies: read_networks(&mut s, "trusted_proxies"),
-        allowed_hosts: s
-            .list("allowed_hosts", |h| Ok::<_, String>(h.to_ascii_lowercase()))
-            .unwrap_or_default(),
-        reveal_seeds: s.or("reveal_seeds", true),
-    };
-    s.finish();
-    config
-}
-
-fn read_ops(mut s: Section) -> OpsConfig {
-    let default = Limits { max_connections: 256, max_body_bytes: Some(0), ..Limits::default() };
-    let config = OpsConfig {
-        limits: read_limits(&mut s, default),
-        listen: read_listen(&mut s, "127.0.0.1:9464"),
-    };
-    s.finish();
-    config
-}
-
-fn read_limits(s: &mut Section, default: Limits) -> Limits {
-    let mut l = s.section("limits");
-    let limits = Limits {
-        max_connections: l
-            .get::<std::num::NonZeroUsize>("max_connections")
-            .map_or(default.max_connections, usize::from),
-        head_timeout: l.duration("head_timeout").unwrap_or(default.head_timeout),
-        keepalive_timeout: l.duration("keepalive_timeout").unwrap_or(default.keepalive_timeout),
-        body_timeout: l.duration("body_timeout").unwrap_or(default.body_timeout),
-        write_timeout: l.duration("write_timeout").unwrap_or(default.write_timeout),
-        max_head_bytes: l
-            .bytes("max_head_bytes")
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(default.max_head_bytes),
-        max_headers: l.or("max_headers", default.max_headers),
-        max_body_bytes: l.bytes("max_body_bytes").or(default.max_body_bytes),
-    };
-    if !(1024..=1 << 20).contains(&limits.max_head_bytes) {
-        l.problem("max_head_bytes", "must be between 1KiB and 1MiB");
-    }
-    if !(8..=256).contains(&limits.max_headers) {
-        l.problem("max_headers", "must be between 8 and 256");
-    }
-    l.finish();
-    limits
-}
-
-fn read_rules(s: &mut Section, default: RealmRules) -> RealmRules {
-    let algorithms =
-        [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512].map(|a| (a.as_str(), a));
-    let rules = RealmRules {
-        params: TokenParams {
-            algorithm: s.choice("algorithm", &algorithms).unwrap_or(default.params.algorithm),
-            digits: s.or("digits", default.params.digits),
-            step_seconds: s.or("period", default.params.step_seconds),
-        },
-        skew_steps: s.or("skew", default.skew_steps),
-    };
-    if !DIGITS.contains(&rules.params.digits) {
-        s.problem("digits", "must be 6, 7 or 8");
-    }
-    if !PERIOD_SECONDS.contains(&rules.params.step_seconds) {
-        s.problem("period", "must be between 5 and 3600 seconds");
-    }
-    if rules.skew_steps > 10 {
-        s.problem("skew", "must be at most 10 time steps");
-    }
-    read_reuse(s);
-    rules
-}
-
-/// Tokens may be used as often as their window lasts; other policies are refused, not ignored.
-pub(super) fn read_reuse(s: &mut Section) {
-    s.choice("reuse", &[("window", ())]);
-}
-
-fn read_realms(mut s: Section, default: RealmRules) -> (ReservedRealms, TokenRules) {
-    // A realm may itself be called `admin` or `auth`: then its key holds a table.
-    let reserved = |s: &mut Section, key: &str, default: &str| {
-        let named = if s.other_tables().iter().any(|t| t == key) {
-            None
-        } else {
-            s.parse(key, Realm::parse)
-        };
-        named.unwrap_or_else(|| Realm::parse(default).expect("a valid realm"))
-    };
-    let realms = ReservedRealms {
-        admin: reserved(&mut s, "admin", "ungleich-admin"),
-        auth: reserved(&mut s, "auth", "ungleich-auth"),
-    };
-    if realms.admin == realms.auth {
-        s.problem("auth", "must differ from `realms.admin`: verifying must not mean managing");
-    }
-    let mut rules = TokenRules { default, realms: HashMap::new() };
-    for name in s.other_tables() {
-        let mut r = s.section(&name);
-        match Realm::parse(&name) {
-            Ok(realm) => {
-                rules.realms.insert(realm.as_str().to_owned(), read_rules(&mut r, default));
-            }
-            Err(error) => s.problem(&name, format_args!("the realm's name {error}")),
-        }
-        r.finish();
-    }
-    s.finish();
-    (realms, rules)
-}
-
-fn read_headers(mut s: Section) -> HeaderNames {
-    let parse = |text: &str| {
-        http::HeaderName::try_from(text).map_err(|_| format!("`{text}` is no header name"))
-    };
-    let default = HeaderNames::default();
-    let headers = HeaderNames {
-        name: s.parse("name", parse).unwrap_or(default.name),
-        realm: s.parse("realm", parse).unwrap_or(default.realm),
-        token: s.parse("token", parse).unwrap_or(default.token),
-        identity_name: s.parse("identity_name", parse).unwrap_or(default.identity_name),
-        identity_realm: s.parse("identity_realm", parse).unwrap_or(default.identity_realm),
-        identity_principal: s.parse("identity_principal", parse),
-    };
-    let credentials = [&headers.name, &headers.realm, &headers.token];
-    let mut identity = vec![&headers.identity_name, &headers.identity_realm];
-    identity.extend(&headers.identity_principal);
-    let distinct = |names: &[&http::HeaderName]| {
-        names.iter().map(|n| fold_header(n.as_str())).collect::<HashSet<_>>().len() == names.len()
-    };
-    if !distinct(&credentials) {
-        s.problem(
-            "token",
-            "`name`, `realm` and `token` must differ, also with `_` and `.` read as `-`",
-        );
-    }
-    if !distinct(&identity) || identity.iter().any(|n| **n == headers.token) {
-        s.problem("identity_name", "identity headers must differ from each other and from `token`");
-    }
-    for name in credentials.iter().chain(&identity) {
-        if RESERVED_HEADERS.contains(&name.as_str()) {
-            s.problem("name", format_args!("`{name}` has a meaning of its own in HTTP"));
-        }
-    }
-    s.finish();
-    headers
-}
-
-/// Headers that cannot carry credentials or identity.
-const RESERVED_HEADERS: &[&str] = &[
-    "host",
-    "connection",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "upgrade",
-    "expect",
-    "keep-alive",
-    "proxy-connection",
-    "cookie",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-request-id",
-];
-
-/// A header's name as careless upstreams read it: lower case, everything but letters and digits as
-/// `-`.
-#[must_use]
-pub fn fold_header(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .collect()
 }
 
 fn read_log(mut s: Section) -> LogConfig {
@@ -432,13 +227,13 @@ fn check_addresses(root: &Section, config: &Config) {
 mod tests {
     use super::super::{Sealing, Target, UpstreamHttp};
     use super::*;
-    use crate::entry::Principal;
+    use crate::entry::{Principal, Realm};
     use crate::policy::{Access, Grant, Mode};
 
     fn load_text(text: &str, env: &[(&str, &str)], flags: &[Flag]) -> Result<Config, ConfigError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let env = env.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
         load(Some(file.path()), env, flags)
     }
 
@@ -526,16 +321,16 @@ mod tests {
             "proxy.upstream: `ftp://x`: the scheme is none of",
             "proxy.mode: `maybe` is none of `enforce`, `report`",
             "proxy.trusted_proxies: item 0: `10.0.0.0/33` is no network",
-            "proxy.limits.head_timeout: must be more than zero",
-            "proxy.limits.max_headers: must be between",
+            "proxy.limits.head_timeout: `0s` is not between 1ms and 365days",
+            "proxy.limits.max_headers: must be a whole number from 8 to 256",
             "api.tls_cert_file: cannot read `/absent.pem`",
             "api.tls_key_file: is missing",
             "store.max_stale: expected a string",
             "store.prefix: must be",
-            "totp.digits: must be 6, 7 or 8",
+            "totp.digits: must be a whole number from 6 to 8",
             "totp.reuse: `once` is none of `window`",
             "realms.auth: must differ",
-            "realms.billing.skew: must be at most",
+            "realms.billing.skew: must be a whole number from 0 to 10",
             "headers.token: `name`, `realm` and `token` must differ",
             "log.format: `xml` is none of",
             "route[0].path: the path contains a dot segment",
@@ -656,5 +451,124 @@ mod tests {
         assert!(all.contains("ops.listen: the address is also in `proxy.listen`"), "{all}");
         let all = problems("[proxy]\nlisten = 'off'\n[api]\nlisten = 'off'");
         assert!(all.contains("nothing would be served"), "{all}");
+    }
+
+    #[test]
+    fn odd_shapes_are_problems_and_show_no_values() {
+        for (text, expected) in [
+            ("[[store]]\nurl = 's3cr3t'", "store: expected a table, found array"),
+            ("store = 's3cr3t'", "store: expected a table, found string"),
+            ("[store]\nurl.x = 's3cr3t'", "store.url: expected a string"),
+            ("[store]\npassword = ['s3cr3t']", "store.password: expected a string"),
+            ("[store]\npassword = { x = 's3cr3t' }", "store.password: expected a string"),
+            ("[store]\npasswrod = 's3cr3t'", "store.passwrod: unknown key"),
+            ("[store]\nurl = 'redis://u:s3cr3t@'", "store.url: names no host"),
+            ("[store]\npassword = 's3cr3t'", "store.password: is for Redis"),
+            ("[store]\n'' = 1", "store.: unknown key"),
+            ("[store]\nmax_stale = '1s'", "store.max_stale: must be at least 2s"),
+            ("route = 5", "route: expected an array of tables, found integer"),
+            ("route = [5]", "route[0]: expected a table, found integer"),
+            ("[route]\npath = '/'", "route: expected an array of tables, found table"),
+            (
+                "[proxy]\nupstream = 'http://u:s3cr3t@h:1'",
+                "proxy.upstream: an upstream takes no user",
+            ),
+            ("[proxy]\nthreads = 0", "proxy.threads: must be a whole number from 1 to 1024"),
+            ("[proxy]\nthreads = 100000", "proxy.threads: must be a whole number from 1 to 1024"),
+            ("[proxy.limits]\nmax_connections = 9000000000000000000", "from 1 to 1048576"),
+            ("[proxy.limits]\nmax_body_bytes = -5", "proxy.limits.max_body_bytes: must be"),
+            ("[proxy.limits]\nhead_timeout = '-5s'", "proxy.limits.head_timeout: `-5s` is no"),
+            ("[proxy.limits]\nhead_timeout = '500y'", "`500y` is not between 1ms and 365days"),
+            ("[proxy.health]\ninterval = '1ns'", "`1ns` is not between 1ms and 365days"),
+            ("[api]\nallowed_hosts = ['a:1']", "api.allowed_hosts: item 0: `a:1` is no host name"),
+            ("[totp]\nskew = 300", "totp.skew: must be a whole number from 0 to 10"),
+            ("[totp]\nskew = 256", "totp.skew: must be a whole number from 0 to 10"),
+            ("[totp]\ndigits = 262", "totp.digits: must be a whole number from 6 to 8"),
+            ("[totp]\ndigits = 6.0", "totp.digits: must be a whole number from 6 to 8"),
+            ("[totp]\nperiod = -30", "totp.period: must be a whole number from 5 to 3600"),
+            ("[realms.a]\n[realms.' a']", "the realm `a` is there already"),
+            ("[realms]\na = 5", "realms.a: unknown key"),
+            (
+                "[headers]\nidentity_name = 'x_auth_token'",
+                "headers.identity_name: identity headers",
+            ),
+            ("[headers]\nname = 'content_length'", "`content_length` has a meaning of its own"),
+        ] {
+            let all = problems(text);
+            assert!(all.contains(expected), "{text}: {all}");
+            assert!(!all.contains("s3cr3t"), "{text}: {all}");
+        }
+    }
+
+    #[test]
+    fn odd_variables_are_problems_or_none_of_ours() {
+        for (name, value, expected) in [
+            ("OTPGATE_PROXY__", "1", "OTPGATE_PROXY__: is no setting"),
+            ("OTPGATE___X", "1", "OTPGATE___X: is no setting"),
+            ("OTPGATE____", "1", "OTPGATE____: is no setting"),
+            ("OTPGATE_TOTP__SKEW__X", "1", "totp.skew.x (OTPGATE_TOTP__SKEW__X): `skew` is not a"),
+            ("OTPGATE_ROUTE__0__PATH", "/", "route: expected an array of tables, found table"),
+            ("OTPGATE_TOTP__DIGITS", "7\nskew = 3", "totp.digits (OTPGATE_TOTP__DIGITS): must be"),
+        ] {
+            let all = load_text("[totp]\nskew = 2", &[(name, value), ("OTPGATE_OPS__X", "1")], &[]);
+            let all = all.unwrap_err().to_string();
+            assert!(all.contains(expected), "{name}: {all}");
+            assert!(all.contains("ops.x (OTPGATE_OPS__X): unknown key"), "{name}: {all}");
+        }
+        for name in ["OTPGATE_PORT", "OTPGATE_API_SERVICE_HOST", "OTPGATE_SEED", "otpgate_a__b"] {
+            assert!(load_text("", &[(name, "x")], &[]).is_ok(), "{name}");
+        }
+        let not_utf8 = std::os::unix::ffi::OsStringExt::from_vec(b"s3cr3t\xff".to_vec());
+        let env = [("OTPGATE_STORE__PASSWORD".into(), not_utf8)];
+        let all = load(Some(Path::new("/dev/null")), env, &[]).unwrap_err().to_string();
+        assert!(all.ends_with("OTPGATE_STORE__PASSWORD: is not UTF-8"), "{all}");
+    }
+
+    #[test]
+    fn texts_in_the_environment_are_taken_as_they_are() {
+        for text in ["\"quoted\"", "'quoted' # no comment", "12", "true", "[1", "1\nx = 2", "{}"] {
+            let env = [
+                ("OTPGATE_STORE__URL", "redis://h"),
+                ("OTPGATE_STORE__SEALING", "off"),
+                ("OTPGATE_STORE__PASSWORD", text),
+            ];
+            let config = load_text("", &env, &[]).unwrap();
+            let crate::store::url::StoreUrl::Redis(url) = config.store.url else { panic!() };
+            assert_eq!(url.password.unwrap().expose(), text);
+        }
+    }
+
+    #[test]
+    fn routes_that_are_never_reached_are_problems() {
+        let route =
+            |path: &str, rest: &str| format!("[[route]]\npath = '{path}'\npublic = true\n{rest}\n");
+        for (first, second) in [
+            (route("/a", ""), route("/a/", "")),
+            (route("/a", ""), route("/%61", "methods = ['GET']")),
+            (route("/a", "methods = ['GET', 'PUT']"), route("/a", "methods = ['PUT']")),
+            (route("/a", "hosts = ['h', 'i']"), route("/a", "hosts = ['I']\nmethods = ['GET']")),
+        ] {
+            let all = problems(&format!("{first}{second}"));
+            assert!(all.contains("route[1]: is never reached: route[0] takes"), "{all}");
+        }
+        for (first, second) in [
+            (route("/a", ""), route("/a/b", "")),
+            (route("/a", "methods = ['GET']"), route("/a", "")),
+            (route("/a", "methods = ['GET']"), route("/a", "methods = ['GET', 'PUT']")),
+            (route("/a", ""), route("/a", "hosts = ['h']")),
+            (route("/a", "hosts = ['h']"), route("/a", "hosts = ['h', 'i']")),
+        ] {
+            let both = format!("{first}{second}");
+            load_text(&both, &[], &[]).unwrap_or_else(|e| panic!("{both}: {e}"));
+        }
+        for path in ["/a?x", "/a#x", "/a;x", "/a;x/b", "a", "", "/a//b", "/a%2fb"] {
+            let all = problems(&route(path, ""));
+            assert!(all.contains("route[0].path: "), "{path}: {all}");
+        }
+        for host in ["*.example", "h:1", "", "u@h", "a b", "::1"] {
+            let all = problems(&route("/", &format!("hosts = ['{host}']")));
+            assert!(all.contains("route[0].hosts: item 0: "), "{host}: {all}");
+        }
+        load_text(&route("/", "hosts = ['[::1]', '127.0.0.1', 'A_b.example.']"), &[], &[]).unwrap();
     }
 }

@@ -175,6 +175,10 @@ fn parse_upstream(url: &str) -> Result<Upstream, String> {
         _ => return Err(format!("`{url}`: the scheme is none of http, https, h2c, h2, unix")),
     };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains('@') {
+        // Not repeated: there may be a password in it.
+        return Err("an upstream takes no user and no password".to_owned());
+    }
     let (host, port) = split_authority(authority, default_port).ok_or_else(|| {
         format!("`{url}` is no upstream: use HOST:PORT, a URL without a path, or unix:/PATH")
     })?;
@@ -182,11 +186,18 @@ fn parse_upstream(url: &str) -> Result<Upstream, String> {
     Ok(Upstream { targets: vec![Target::Host(host, port)], http, tls })
 }
 
-pub(super) fn split_authority(text: &str, default_port: Option<u16>) -> Option<(String, u16)> {
+/// A host name or address as requests name it, without a port; in lower case.
+pub(super) fn parse_host(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-[]:".contains(c);
+    let is_host = text.chars().all(plain)
+        && text.parse::<http::uri::Authority>().is_ok_and(|authority| authority.host() == text);
+    is_host
+        .then(|| text.to_ascii_lowercase())
+        .ok_or_else(|| format!("`{text}` is no host name without a port"))
+}
+
+fn split_authority(text: &str, default_port: Option<u16>) -> Option<(String, u16)> {
     let authority: http::uri::Authority = text.parse().ok()?;
-    if text.contains('@') {
-        return None;
-    }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = match authority.port() {
         Some(port) => port.as_u16(),

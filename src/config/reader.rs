@@ -4,12 +4,17 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+
+/// Shorter ones keep the machine busy with nothing; much longer ones overflow clocks.
+const DURATIONS: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
 
 /// One thing that is wrong with the settings.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +40,6 @@ pub(super) struct Origin {
     pub(super) raw: String,
 }
 
-#[derive(Default)]
 struct Shared {
     problems: RefCell<Vec<Problem>>,
     /// By key path.
@@ -51,9 +55,13 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// The root of all settings.
-    pub(super) fn root(table: Table, origins: BTreeMap<String, Origin>) -> Self {
-        let shared = Rc::new(Shared { origins, ..Shared::default() });
+    /// The root of all settings, of which these problems are known already.
+    pub(super) fn root(
+        table: Table,
+        origins: BTreeMap<String, Origin>,
+        problems: Vec<Problem>,
+    ) -> Self {
+        let shared = Rc::new(Shared { origins, problems: RefCell::new(problems) });
         Self { shared, path: String::new(), table, asked: BTreeSet::new() }
     }
 
@@ -103,6 +111,22 @@ impl Section {
     /// The value of `key`, or `default`.
     pub(super) fn or<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
         self.get(key).unwrap_or(default)
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: PartialOrd + Display + TryFrom<i64>,
+    {
+        let value = match self.take(key)? {
+            Value::Integer(value) => T::try_from(value).ok().filter(|n| range.contains(n)),
+            _ => None,
+        };
+        if value.is_none() {
+            let (from, to) = (range.start(), range.end());
+            self.problem(key, format_args!("must be a whole number from {from} to {to}"));
+        }
+        value
     }
 
     /// A text, parsed.
@@ -185,11 +209,11 @@ impl Section {
         })
     }
 
-    /// A duration such as `15s` or `1m 30s`, above zero.
+    /// A duration such as `15s` or `1m 30s`.
     pub(super) fn duration(&mut self, key: &str) -> Option<Duration> {
         self.parse(key, |text| match humantime::parse_duration(text) {
-            Ok(Duration::ZERO) => Err("must be more than zero".to_owned()),
-            Ok(duration) => Ok(duration),
+            Ok(duration) if DURATIONS.contains(&duration) => Ok(duration),
+            Ok(_) => Err(format!("`{text}` is not between 1ms and 365days")),
             Err(error) => Err(format!("`{text}` is no duration such as `15s`: {error}")),
         })
     }
@@ -206,7 +230,7 @@ impl Section {
     /// A number of bytes: an integer, or a text such as `64KiB`.
     pub(super) fn bytes(&mut self, key: &str) -> Option<u64> {
         if let Some(Value::Integer(_)) = self.table.get(key) {
-            return self.get(key);
+            return self.number(key, 0..=i64::MAX as u64);
         }
         self.parse(key, parse_bytes)
     }
@@ -268,8 +292,8 @@ impl Section {
         self.child(key, table)
     }
 
-    /// The tables of the array of tables at `key`.
-    pub(super) fn sections(&mut self, key: &str) -> Vec<Self> {
+    /// The tables of the array of tables at `key`, each with its place.
+    pub(super) fn sections(&mut self, key: &str) -> Vec<(usize, Self)> {
         let items = match self.take(key) {
             None => Vec::new(),
             Some(Value::Array(items)) => items,
@@ -284,7 +308,9 @@ impl Section {
         let mut sections = Vec::with_capacity(items.len());
         for (i, item) in items.into_iter().enumerate() {
             match item {
-                Value::Table(table) => sections.push(self.child(&format!("{key}[{i}]"), table)),
+                Value::Table(table) => {
+                    sections.push((i, self.child(&format!("{key}[{i}]"), table)))
+                }
                 other => self.problem(
                     &format!("{key}[{i}]"),
                     format_args!("expected a table, found {}", other.type_str()),
@@ -347,7 +373,7 @@ mod tests {
     use super::*;
 
     fn root(text: &str) -> Section {
-        Section::root(toml::from_str(text).unwrap(), BTreeMap::new())
+        Section::root(toml::from_str(text).unwrap(), BTreeMap::new(), Vec::new())
     }
 
     fn problems(section: Section) -> Vec<String> {
@@ -362,7 +388,7 @@ mod tests {
         let mut s = r.section("s");
         assert_eq!(s.duration("d"), None);
         s.finish();
-        for mut t in r.sections("t") {
+        for (_, mut t) in r.sections("t") {
             assert_eq!(t.choice("n", &[("x", 1)]), None);
             t.finish();
         }
@@ -371,7 +397,7 @@ mod tests {
         for (line, start) in found.iter().zip([
             "a: ",
             "b: expected a string",
-            "s.d: must be",
+            "s.d: `0s` is not between",
             "s.u: unknown key; known here: d",
             "t[0].n: ",
         ]) {

@@ -5,16 +5,49 @@ use std::fmt::Display;
 use toml::Value;
 
 use super::Upstream;
-use super::peers::{read_upstream, split_authority};
+use super::peers::{parse_host, read_upstream};
 use super::reader::Section;
+use super::tokens::read_reuse;
 use crate::entry::{Name, Principal, Realm};
 use crate::policy::{Access, Grant, Mode, NormalPath, Route, RouteTimeouts};
 
 pub(super) const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("report", Mode::Report)];
 
-pub(super) fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Option<Route> {
+/// Reads `[[route]]`.
+pub(super) fn read_routes(root: &mut Section, upstreams: &mut Vec<Upstream>) -> Vec<Route> {
+    let mut routes: Vec<(usize, Route)> = Vec::new();
+    for (i, section) in root.sections("route") {
+        let Some(route) = read_route(section, upstreams) else { continue };
+        if let Some((first, _)) = routes.iter().find(|(_, earlier)| covers(earlier, &route)) {
+            root.problem(
+                &format!("route[{i}]"),
+                format_args!("is never reached: route[{first}] takes all of its requests"),
+            );
+        }
+        routes.push((i, route));
+    }
+    routes.into_iter().map(|(_, route)| route).collect()
+}
+
+/// Whether every request that `later` governs is governed by `earlier`, as [`crate::policy::Policy`]
+/// chooses: of one path, those for certain hosts before those for all, then in their order.
+fn covers(earlier: &Route, later: &Route) -> bool {
+    let all_of = |earlier: &[String], later: &[String]| {
+        earlier.is_empty() || (!later.is_empty() && later.iter().all(|one| earlier.contains(one)))
+    };
+    earlier.prefix == later.prefix
+        && earlier.hosts.is_empty() == later.hosts.is_empty()
+        && all_of(&earlier.hosts, &later.hosts)
+        && all_of(&earlier.methods, &later.methods)
+}
+
+fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Option<Route> {
     let prefix = s.required("path", |text| {
-        NormalPath::parse(text).map(|p| p.decoded().trim_end_matches('/').to_owned())
+        let path = NormalPath::parse(text).map_err(|e| e.to_string())?;
+        if path.decoded().contains(';') {
+            return Err("a path with `;` is never matched: parameters do not count".to_owned());
+        }
+        Ok(path.decoded().trim_end_matches('/').to_owned())
     });
     let methods = s
         .list("methods", |m| {
@@ -22,16 +55,7 @@ pub(super) fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Optio
             good.then(|| m.to_owned()).ok_or(format!("`{m}` is no method: methods are upper case"))
         })
         .unwrap_or_default();
-    let hosts = s
-        .list("hosts", |h| {
-            let good = !h.is_empty()
-                && !h.contains(['/', ' '])
-                && split_authority(h, Some(1))
-                    .is_some_and(|(host, port)| port == 1 && host.len() + 2 >= h.len());
-            good.then(|| h.to_ascii_lowercase())
-                .ok_or(format!("`{h}` is no host name without a port"))
-        })
-        .unwrap_or_default();
+    let hosts = s.list("hosts", parse_host).unwrap_or_default();
     let access = read_access(&mut s);
     let upstream = s.take("upstream").and_then(|value| {
         let group = read_upstream(&s, "upstream", value)?;
@@ -39,7 +63,7 @@ pub(super) fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Optio
         Some(upstreams.len() - 1)
     });
     let mode = s.choice("mode", MODES);
-    super::load::read_reuse(&mut s);
+    read_reuse(&mut s);
     let mut t = s.section("timeouts");
     let timeouts = RouteTimeouts { read: t.duration("read"), write: t.duration("write") };
     t.finish();

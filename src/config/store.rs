@@ -8,8 +8,17 @@ use super::reader::Section;
 use super::{Sealing, StoreConfig};
 use crate::store::url::{StoreUrl, Topology};
 
+/// The time between two proofs that nothing happened, and the longest wait for an answer.
+const MIN_MAX_STALE: Duration = Duration::from_secs(2);
+
 pub(super) fn read_store(mut s: Section) -> StoreConfig {
     let max_stale = s.duration("max_stale").unwrap_or(Duration::from_secs(15));
+    if max_stale < MIN_MAX_STALE {
+        s.problem(
+            "max_stale",
+            "must be at least 2s: a store in which nothing happens is asked less often",
+        );
+    }
     let prefix = s.or("prefix", "otpgate".to_owned());
     if prefix.is_empty()
         || prefix.len() > 64
@@ -44,8 +53,12 @@ pub(super) fn read_store(mut s: Section) -> StoreConfig {
         if matches!(redis.topology, Topology::Cluster(_)) && redis.database != 0 {
             s.problem("url", "a cluster has no database but 0");
         }
-    } else if username.is_some() || password.is_some() {
-        s.problem("username", "`username` and `password` are for Redis");
+    } else {
+        for (key, given) in [("username", username.is_some()), ("password", password.is_some())] {
+            if given {
+                s.problem(key, "is for Redis");
+            }
+        }
     }
     let sealing = read_sealing(&mut s, &url);
     s.finish();

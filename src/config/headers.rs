@@ -1,0 +1,71 @@
+//! `[headers]`: the names of headers.
+
+use std::collections::HashSet;
+
+use http::HeaderName;
+
+use super::HeaderNames;
+use super::reader::Section;
+
+pub(super) fn read_headers(mut s: Section) -> HeaderNames {
+    let parse =
+        |text: &str| HeaderName::try_from(text).map_err(|_| format!("`{text}` is no header name"));
+    let default = HeaderNames::default();
+    let headers = HeaderNames {
+        name: s.parse("name", parse).unwrap_or(default.name),
+        realm: s.parse("realm", parse).unwrap_or(default.realm),
+        token: s.parse("token", parse).unwrap_or(default.token),
+        identity_name: s.parse("identity_name", parse).unwrap_or(default.identity_name),
+        identity_realm: s.parse("identity_realm", parse).unwrap_or(default.identity_realm),
+        identity_principal: s.parse("identity_principal", parse),
+    };
+    let credentials = [&headers.name, &headers.realm, &headers.token];
+    let mut identity = vec![&headers.identity_name, &headers.identity_realm];
+    identity.extend(&headers.identity_principal);
+    let distinct = |names: &[&HeaderName]| {
+        names.iter().map(|name| fold(name)).collect::<HashSet<_>>().len() == names.len()
+    };
+    let token = fold(&headers.token);
+    if !distinct(&credentials) {
+        s.problem(
+            "token",
+            "`name`, `realm` and `token` must differ, also with `_` and `.` read as `-`",
+        );
+    }
+    if !distinct(&identity) || identity.iter().any(|name| fold(name) == token) {
+        s.problem("identity_name", "identity headers must differ from each other and from `token`");
+    }
+    for name in credentials.iter().chain(&identity) {
+        if RESERVED.contains(&fold(name).as_str()) {
+            s.problem("name", format_args!("`{name}` has a meaning of its own in HTTP"));
+        }
+    }
+    s.finish();
+    headers
+}
+
+/// A header's name as careless upstreams read it: everything but letters and digits as `-`.
+fn fold(name: &HeaderName) -> String {
+    name.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+}
+
+/// Headers that cannot carry credentials or identity.
+const RESERVED: &[&str] = &[
+    "host",
+    "connection",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+    "cookie",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-request-id",
+];
