@@ -20,9 +20,9 @@ pub enum Invalid {
     /// Nothing left after trimming.
     #[error("is empty")]
     Empty,
-    /// More than [`MAX_CHARS`] characters.
-    #[error("has more than 128 characters")]
-    TooLong,
+    /// More than so many characters.
+    #[error("has more than {0} characters")]
+    TooLong(usize),
     /// A NUL character.
     #[error("contains a null character")]
     Null,
@@ -41,7 +41,7 @@ fn check_label(text: &str) -> Result<&str, Invalid> {
         return Err(Invalid::Empty);
     }
     if text.chars().count() > MAX_CHARS {
-        return Err(Invalid::TooLong);
+        return Err(Invalid::TooLong(MAX_CHARS));
     }
     if text.contains('\0') {
         return Err(Invalid::Null);
@@ -245,7 +245,7 @@ impl Seed {
     /// If nothing is left, it is too long, or it is not base32.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         if text.len() > Self::MAX_CHARS {
-            return Err(Invalid::TooLong);
+            return Err(Invalid::TooLong(Self::MAX_CHARS));
         }
         let mut clean = Zeroizing::new(String::with_capacity(text.len()));
         clean.extend(
@@ -392,7 +392,7 @@ mod tests {
     fn labels_are_trimmed_and_bounded() {
         assert_eq!(Name::parse("  alice \t\n").unwrap().as_str(), "alice");
         assert_eq!(Name::parse(&"ü".repeat(128)).unwrap().as_str().chars().count(), 128);
-        assert_eq!(Name::parse(&"ü".repeat(129)), Err(Invalid::TooLong));
+        assert_eq!(Name::parse(&"ü".repeat(129)), Err(Invalid::TooLong(128)));
         assert_eq!(Name::parse("  "), Err(Invalid::Empty));
         assert_eq!(Name::parse("a\0b"), Err(Invalid::Null));
         assert_eq!(Name::parse("a\x1bb"), Err(Invalid::Control));
@@ -436,7 +436,7 @@ mod tests {
         }
         assert_eq!(Seed::parse(""), Err(Invalid::Empty));
         assert_eq!(Seed::parse("===="), Err(Invalid::Empty));
-        assert_eq!(Seed::parse(&"A".repeat(257)), Err(Invalid::TooLong));
+        assert_eq!(Seed::parse(&"A".repeat(257)), Err(Invalid::TooLong(256)));
     }
 
     #[test]

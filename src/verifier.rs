@@ -1,9 +1,10 @@
 //! The decision whether a claim is proven. No sockets, no clock: time is passed in.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::clock::Moment;
-use crate::directory::{Credential, Directory, Unavailable};
+use crate::directory::{Credential, Directory, RealmRules, TokenRules, Unavailable};
 use crate::entry::{Principal, PrincipalRef, Seed};
 use crate::metrics::Metrics;
 use crate::otp::{Generator, MatchedStep, Token};
@@ -71,16 +72,35 @@ impl Refusal {
 pub struct Verifier {
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
-    /// Checked in place of entries that do not exist, so that an unknown name costs what a known
-    /// one costs.
-    nobody: Generator,
+    nobody: Nobody,
+}
+
+/// Checked in place of entries that do not exist, under the rules of their realm, so that an unknown
+/// name costs what a known one costs.
+struct Nobody {
+    /// In realms that are not listed.
+    default: Generator,
+    /// In listed realms, by name.
+    realms: HashMap<String, Generator>,
+}
+
+impl Nobody {
+    fn new(seed: &Seed, rules: &TokenRules) -> Self {
+        let of = |rules: &RealmRules| Generator::new(seed, rules.params);
+        let realms = rules.realms.iter().map(|(name, rules)| (name.clone(), of(rules))).collect();
+        Self { default: of(&rules.default), realms }
+    }
+
+    fn of(&self, realm: &str) -> &Generator {
+        self.realms.get(realm).unwrap_or(&self.default)
+    }
 }
 
 impl Verifier {
     /// A verifier on `directory`.
     #[must_use]
     pub fn new(directory: Arc<Directory>, metrics: Arc<Metrics>) -> Self {
-        let nobody = Generator::new(&Seed::random(), directory.rules().default.params);
+        let nobody = Nobody::new(&Seed::random(), directory.rules());
         Self { directory, metrics, nobody }
     }
 
@@ -124,7 +144,7 @@ impl Verifier {
         let claimed = token.unwrap_or(&malformed);
         let Some(credential) = credential else {
             let skew = self.directory.rules().of(who.realm()).skew_steps;
-            let _ = self.nobody.check(claimed, now.unix, skew);
+            let _ = self.nobody.of(who.realm()).check(claimed, now.unix, skew);
             return Err(Denied::UnknownPrincipal);
         };
         let matched = credential.generator.check(claimed, now.unix, credential.skew_steps);
@@ -133,6 +153,33 @@ impl Verifier {
             _ if credential.expires_at.is_some_and(|at| at <= now.unix) => Err(Denied::Expired),
             Some(step) if token.is_some() => Ok(step),
             _ => Err(Denied::WrongToken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Algorithm;
+    use crate::otp::TokenParams;
+
+    #[test]
+    fn nobody_is_checked_as_somebody_of_that_realm() {
+        let rules = |algorithm, digits, step_seconds| RealmRules {
+            params: TokenParams { algorithm, digits, step_seconds },
+            skew_steps: 1,
+        };
+        let rules = TokenRules {
+            default: rules(Algorithm::Sha256, 7, 60),
+            realms: HashMap::from([("strong".to_owned(), rules(Algorithm::Sha512, 8, 30))]),
+        };
+        let seed = Seed::random();
+        let nobody = Nobody::new(&seed, &rules);
+        for realm in ["strong", "any"] {
+            let somebody = Generator::new(&seed, rules.of(realm).params);
+            for at in [0, 59, 1_700_000_000] {
+                assert_eq!(nobody.of(realm).token_at(at), somebody.token_at(at), "{realm}");
+            }
         }
     }
 }

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use crate::cli::{Failure, Settings};
+use crate::client::printable;
 use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::entry::{Entry, EntryId, Name, Principal, PrincipalRef, Realm, Seed};
 use crate::store::Store;
@@ -34,14 +36,14 @@ pub struct ImportArgs {
     json: bool,
 }
 
-/// One object of a dump; other models have other fields.
+/// One object of a dump. Its fields are read only if it is an entry: other models have others.
 #[derive(Deserialize)]
-struct DumpObject {
+struct DumpObject<'a> {
     model: String,
     #[serde(default)]
     pk: serde_json::Value,
-    #[serde(default)]
-    fields: DumpFields,
+    #[serde(borrow)]
+    fields: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
@@ -75,7 +77,7 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
         .map(Zeroizing::new)
         .map_err(|e| format!("cannot read `{}`: {e}", args.file.display()))?;
     // serde's message may quote a seed: say only where it stopped.
-    let objects: Vec<DumpObject> = serde_json::from_slice(&text).map_err(|e| {
+    let objects: Vec<DumpObject<'_>> = serde_json::from_slice(&text).map_err(|e| {
         let (line, column) = (e.line(), e.column());
         format!("`{}` is not a `dumpdata` file: line {line}, column {column}", args.file.display())
     })?;
@@ -97,7 +99,7 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 }
 
 /// The entries that make sense by themselves.
-fn usable(objects: Vec<DumpObject>, now: UnixTime, report: &mut Report) -> Vec<Entry> {
+fn usable(objects: Vec<DumpObject<'_>>, now: UnixTime, report: &mut Report) -> Vec<Entry> {
     let mut principals = HashSet::new();
     let mut ids = HashSet::new();
     let mut entries = Vec::new();
@@ -106,8 +108,15 @@ fn usable(objects: Vec<DumpObject>, now: UnixTime, report: &mut Report) -> Vec<E
         if !model.eq_ignore_ascii_case(MODEL) {
             continue;
         }
-        let label = format!("record {} ({}@{})", i + 1, object.fields.name, object.fields.realm);
-        let entry = match parse(&object, now) {
+        let fields = object.fields.map_or("{}", RawValue::get);
+        // serde's message may quote the seed.
+        let Ok(fields) = serde_json::from_str::<DumpFields>(fields) else {
+            let reason = "its name, realm and seed are not all texts".to_owned();
+            report.refused.push((format!("record {}", i + 1), reason));
+            continue;
+        };
+        let label = format!("record {} ({}@{})", i + 1, fields.name, fields.realm);
+        let entry = match parse(&object.pk, &fields, now) {
             Ok(entry) => entry,
             Err(reason) => {
                 report.refused.push((label, reason));
@@ -124,12 +133,12 @@ fn usable(objects: Vec<DumpObject>, now: UnixTime, report: &mut Report) -> Vec<E
     entries
 }
 
-fn parse(object: &DumpObject, now: UnixTime) -> Result<Entry, String> {
-    let id = object.pk.as_u64().filter(|id| (1..EntryId::MAX.0).contains(id));
+fn parse(pk: &serde_json::Value, fields: &DumpFields, now: UnixTime) -> Result<Entry, String> {
+    let id = pk.as_u64().filter(|id| (1..EntryId::MAX.0).contains(id));
     let id = id.ok_or("its pk is no positive number")?;
-    let name = Name::parse(&object.fields.name).map_err(|e| format!("its name {e}"))?;
-    let realm = Realm::parse(&object.fields.realm).map_err(|e| format!("its realm {e}"))?;
-    let seed = Seed::parse(&object.fields.seed).map_err(|e| format!("its seed {e}"))?;
+    let name = Name::parse(&fields.name).map_err(|e| format!("its name {e}"))?;
+    let realm = Realm::parse(&fields.realm).map_err(|e| format!("its realm {e}"))?;
+    let seed = Seed::parse(&fields.seed).map_err(|e| format!("its seed {e}"))?;
     Ok(Entry::new(EntryId(id), Principal { realm, name }, seed, now))
 }
 
@@ -183,6 +192,6 @@ fn print(report: &Report, args: &ImportArgs) {
     let verb = if args.dry_run { "would be imported" } else { "imported" };
     println!("{imported} {verb}, {present} there already, {} refused", refused.len());
     for (record, reason) in refused {
-        println!("  {record}: {reason}");
+        println!("  {}: {reason}", printable(record));
     }
 }

@@ -16,6 +16,9 @@ use crate::otp::{Generator, TokenParams};
 /// The variable that may hold the seed.
 const SEED_VARIABLE: &str = "OTPGATE_SEED";
 
+/// The most bytes read of a file with a seed; a longer one holds none.
+const MAX_SEED_FILE: u64 = 4096;
+
 /// Arguments of `otpgate token`.
 #[derive(Clone, Debug, Args)]
 pub struct TokenArgs {
@@ -71,11 +74,13 @@ pub fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
 /// # Errors
 /// If the file cannot be read or holds no seed.
 pub fn read_seed(path: &Path) -> Result<Seed, Failure> {
-    let mut text = Zeroizing::new(String::new());
+    // Room for all of it: growing would leave copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(2 * MAX_SEED_FILE as usize));
     let read = if path == Path::new("-") {
-        std::io::stdin().take(4096).read_to_string(&mut text)
+        std::io::stdin().take(MAX_SEED_FILE).read_to_string(&mut text)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text))
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_SEED_FILE).read_to_string(&mut text))
     };
     read.map_err(|e| format!("cannot read the seed from `{}`: {e}", path.display()))?;
     Seed::parse(&text).map_err(|e| format!("the seed in `{}` {e}", path.display()).into())

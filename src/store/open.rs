@@ -68,20 +68,43 @@ impl Store {
     /// # Errors
     /// Files that are missing or useless. No error shows a secret.
     pub fn open(config: &StoreConfig) -> Result<Self, OpenError> {
+        if let Some(path) = missing_key(config)? {
+            let text = Zeroizing::new(format!("{}\n", *Sealer::random_key()));
+            private_file::create(path, text.as_bytes())
+                .map_err(|cause| OpenError::File { path: path.to_owned(), cause })?;
+        }
         let mut warnings = Vec::new();
         let sealer = sealer(config, &mut warnings)?;
-        let backend: Arc<dyn Backend> = match &config.url {
-            StoreUrl::Sqlite(path) => Arc::new(Sqlite::new(path)),
-            StoreUrl::Redis(url) => {
-                check_prefix(&config.prefix)?;
-                if url.username.is_some() && url.password.is_none() {
-                    return Err(OpenError::UserWithoutPassword);
-                }
-                let certificates = certificates(config, url)?;
-                Arc::new(Redis::new(url.clone(), certificates, &config.prefix))
+        Ok(Self { opening: warnings.into(), ..Self::new(backend(config)?, sealer) })
+    }
+
+    /// Whether [`Self::open`] would succeed; makes no key.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(config: &StoreConfig) -> Result<(), OpenError> {
+        match missing_key(config)? {
+            // A file without a name, gone at once: shows whether the key could be made.
+            Some(path) => tempfile::tempfile_in(private_file::directory_of(path))
+                .map(drop)
+                .map_err(|cause| OpenError::File { path: path.to_owned(), cause })?,
+            None => drop(sealer(config, &mut Vec::new())?),
+        }
+        backend(config).map(drop)
+    }
+}
+
+fn backend(config: &StoreConfig) -> Result<Arc<dyn Backend>, OpenError> {
+    match &config.url {
+        StoreUrl::Sqlite(path) => Ok(Arc::new(Sqlite::new(path))),
+        StoreUrl::Redis(url) => {
+            check_prefix(&config.prefix)?;
+            if url.username.is_some() && url.password.is_none() {
+                return Err(OpenError::UserWithoutPassword);
             }
-        };
-        Ok(Self { opening: warnings.into(), ..Self::new(backend, sealer) })
+            let certificates = certificates(config, url)?;
+            Ok(Arc::new(Redis::new(url.clone(), certificates, &config.prefix)))
+        }
     }
 }
 
@@ -91,12 +114,7 @@ fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, Op
             warnings.push("entries are stored unsealed: who reads the store has all seeds".into());
             return Ok(Sealer::off());
         }
-        Sealing::KeyFile { path, old, make } => {
-            if let (true, StoreUrl::Sqlite(database)) = (*make, &config.url) {
-                make_key(path, database)?;
-            }
-            (path, old)
-        }
+        Sealing::KeyFile { path, old, .. } => (path, old),
     };
     let files: Vec<&PathBuf> = std::iter::once(path).chain(old).collect();
     let mut keys = Vec::new();
@@ -117,23 +135,25 @@ fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, Op
     Sealer::new(texts[0], &texts[1..]).map_err(|cause| OpenError::Key { path: path.clone(), cause })
 }
 
-/// Makes the key of a new database, unless it is there.
-fn make_key(key: &Path, database: &Path) -> Result<(), OpenError> {
+/// The key of a new database, if it is to be made and is not there yet.
+fn missing_key(config: &StoreConfig) -> Result<Option<&Path>, OpenError> {
+    let (Sealing::KeyFile { path: key, make: true, .. }, StoreUrl::Sqlite(database)) =
+        (&config.sealing, &config.url)
+    else {
+        return Ok(None);
+    };
     let exists = |path: &Path| {
         path.try_exists().map_err(|cause| OpenError::File { path: path.to_owned(), cause })
     };
     // In this order: another process that starts now makes the key before the database.
     let has_database = exists(database)?;
     if exists(key)? {
-        return Ok(());
+        return Ok(None);
     }
     if has_database {
-        return Err(OpenError::KeyLost { key: key.to_owned(), database: database.to_owned() });
+        return Err(OpenError::KeyLost { key: key.clone(), database: database.clone() });
     }
-    let text = Zeroizing::new(format!("{}\n", *Sealer::random_key()));
-    private_file::create(key, text.as_bytes())
-        .map(drop)
-        .map_err(|cause| OpenError::File { path: key.to_owned(), cause })
+    Ok(Some(key))
 }
 
 fn check_prefix(prefix: &str) -> Result<(), OpenError> {
@@ -191,7 +211,10 @@ mod tests {
 
     /// The error as operators see it.
     fn refusal(config: &StoreConfig) -> String {
-        Store::open(config).map(|_| ()).expect_err("it should be refused").to_string()
+        let checked = Store::check(config).expect_err("it should be refused").to_string();
+        let opened = Store::open(config).map(drop).expect_err("it should be refused").to_string();
+        assert_eq!(opened, checked, "checking tells what opening will say");
+        opened
     }
 
     #[tokio::test]
@@ -201,6 +224,8 @@ mod tests {
         let key = dir.path().join("o.db.key");
         let config = config(&format!("sqlite:{}", database.display()), key_file(&key, true));
 
+        Store::check(&config).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "checking makes nothing");
         let store = Store::open(&config).unwrap();
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let text = fs::read(&key).unwrap();
@@ -213,6 +238,10 @@ mod tests {
         fs::remove_file(&key).unwrap();
         let lost = refusal(&config);
         assert!(lost.contains("is missing, though the database"), "{lost}");
+        let nowhere = dir.path().join("absent/o.db");
+        let url = format!("sqlite:{}", nowhere.display());
+        let nowhere = refusal(&self::config(&url, key_file(&nowhere.with_extension("key"), true)));
+        assert!(nowhere.contains("No such file"), "{nowhere}");
         assert!(!key.exists(), "no other key is made for a database that exists");
     }
 

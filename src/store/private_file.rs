@@ -32,7 +32,8 @@ pub(super) fn create(path: &Path, contents: &[u8]) -> io::Result<bool> {
     Ok(created)
 }
 
-fn directory_of(path: &Path) -> &Path {
+/// The directory that a file is in.
+pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

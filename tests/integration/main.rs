@@ -23,6 +23,7 @@ mod proxy_smuggling;
 mod proxy_streams;
 mod proxy_upstreams;
 mod redis_server;
+mod serve;
 mod store_contract;
 mod store_histories;
 mod store_redis;

@@ -85,6 +85,14 @@ impl RedisServer {
         }
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = i32::try_from(child.id()).expect("process ids are small");
+        // SAFETY: kill takes two integers; the process is our child and not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")
@@ -104,6 +112,13 @@ impl RedisServer {
     /// Sends one command with all rights.
     pub(crate) fn run<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         command(words).query(&mut self.admin()).unwrap_or_else(|e| panic!("{words:?}: {e}"))
+    }
+
+    /// Changes the default user's password and ends all connections.
+    pub(crate) fn change_password(&mut self, password: &str) {
+        self.run::<()>(&["CONFIG", "SET", "requirepass", password]);
+        self.options.password = Some(password.to_owned());
+        self.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
     }
 
     fn try_admin(&self) -> redis::RedisResult<redis::Connection> {
