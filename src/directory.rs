@@ -197,6 +197,9 @@ impl Directory {
     }
 
     /// Waits until the change `version` is in force here; `false` if that takes longer than `limit`.
+    ///
+    /// Versions of a store that went back, as after a backup was restored, mean something again only
+    /// once this directory has noticed.
     pub async fn wait_for(&self, version: Version, limit: Duration) -> bool {
         let mut applied = self.applied.subscribe();
         let reached = applied.wait_for(|at| *at >= version);

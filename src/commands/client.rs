@@ -413,13 +413,18 @@ fn table(entries: &[ShownEntry], seeds: bool) -> String {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
     };
     let widths = [0, 1, 2, 3].map(width);
-    rows.iter()
-        .map(|row| {
-            let cells = row.iter().zip(widths).take(columns);
-            let line: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-            format!("{}\n", line.trim_end())
-        })
-        .collect()
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(widths).take(columns);
+        let line: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+        format!("{}\n", line.trim_end())
+    });
+    lines.chain(entries.iter().filter_map(fault)).collect()
+}
+
+/// What the server says is wrong with an entry.
+fn fault(entry: &ShownEntry) -> Option<String> {
+    let error = entry.more.get("error")?.as_str()?;
+    Some(format!("{}: {}\n", entry.id?, printable(error)))
 }
 
 #[cfg(test)]
@@ -510,6 +515,9 @@ mod tests {
             "ID  REALM  NAME\n1   users  ü\n-   r      \\u{1b}[2J\n"
         );
         assert!(table(&entries, true).contains("1   users  ü          AAAA\n"));
+        let broken =
+            entry(json!({"id": 5, "name": "a", "realm": "r", "seed": null, "error": "E."}));
+        assert_eq!(table(&[broken], true), "ID  REALM  NAME  SEED\n5   r      a     -\n5: E.\n");
         let full =
             entry(json!({"id": 1, "name": "a", "realm": "b", "digits": 6, "expires_at": null}));
         assert_eq!(

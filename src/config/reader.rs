@@ -31,8 +31,8 @@ impl Display for Problem {
     }
 }
 
-/// Where a value came from, if not from the file, and its raw text.
-#[derive(Clone, Debug)]
+/// Where a value came from, if not from the file, and its raw text, which may be a secret.
+#[derive(Clone)]
 pub(super) struct Origin {
     /// A flag or an environment variable.
     pub(super) name: String,

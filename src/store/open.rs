@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redis::{ClientTlsConfig, ConnectionAddr, TlsCertificates};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 use super::redis::Redis;
@@ -171,13 +173,18 @@ fn certificates(config: &StoreConfig, url: &RedisUrl) -> Result<TlsCertificates,
             client_key: read(&files.key_file)?,
         }),
     };
+    let unusable = |cause: String| OpenError::Tls { url: url.to_string(), cause };
+    // redis-rs would take it for a list of nobody, and trust nobody.
+    if root_cert.as_ref().is_some_and(|pem| CertificateDer::pem_slice_iter(pem).next().is_none()) {
+        return Err(unusable("`store.ca_file` holds no certificate".to_owned()));
+    }
     let certificates = TlsCertificates { client_tls, root_cert };
     if url.tls {
         // Connecting would find it too, but a start with useless files should fail.
         let (host, port) = ("localhost".to_owned(), 1);
         let anywhere = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
         redis::Client::build_with_tls(anywhere, certificates.clone())
-            .map_err(|cause| OpenError::Tls { url: url.to_string(), cause: cause.to_string() })?;
+            .map_err(|cause| unusable(cause.to_string()))?;
     }
     Ok(certificates)
 }
@@ -292,6 +299,7 @@ mod tests {
         config.ca_file = Some(file.clone());
         assert!(matches!(Store::open(&config), Err(OpenError::File { .. })));
         fs::write(&file, "junk").unwrap();
+        assert!(matches!(Store::open(&config), Err(OpenError::Tls { .. })));
         config.ca_file = None;
         config.client_tls = Some(TlsFiles { cert_file: file.clone(), key_file: file });
         assert!(matches!(Store::open(&config), Err(OpenError::Tls { .. })));

@@ -205,12 +205,14 @@ impl Backend for Redis {
         let member = log::key_of(principal);
         let get = redis::pipe()
             .get(&self.keys.meta)
-            .get(self.keys.entry(&member))
+            // Unlike GET, this takes a key of another type for none.
+            .cmd("MGET")
+            .arg(self.keys.entry(&member))
             .zscore(&self.keys.ids, &member)
             .to_owned();
         let get = &get;
-        type Answer = (Option<String>, Option<Vec<u8>>, Option<String>);
-        let (meta, value, score): Answer =
+        type Answer = (Option<String>, (Option<Vec<u8>>,), Option<String>);
+        let (meta, (value,), score): Answer =
             self.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
         script::check_meta(meta.as_deref())?;
         let id = score.as_deref().and_then(number);
@@ -250,10 +252,10 @@ impl Backend for Redis {
             Fate::Refused => return Err(store_error(&error)),
             Fate::Elsewhere => {
                 self.discard(number).await;
-                let (_, mut conn) = self.connection().await?;
+                let (number, mut conn) = self.connection().await?;
                 match evaluate(&mut conn, &self.scripts.commit, &arguments).await {
                     Ok(reply) => return script::understand(reply).map(Version),
-                    Err(error) if fate(&error) == Fate::Silent => {}
+                    Err(error) if fate(&error) == Fate::Silent => self.discard(number).await,
                     Err(error) => return Err(store_error(&error)),
                 }
             }

@@ -263,7 +263,7 @@ fn check_refuses_what_serve_refuses() {
         (
             with_junk(),
             base("", "", "url = 'rediss://h'\nsealing = 'off'\nca_file = 'junk'"),
-            None, // a file without certificates is an empty list to redis-rs
+            Some("`store.ca_file` holds no certificate"),
         ),
         (
             with_junk(),

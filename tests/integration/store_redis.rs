@@ -71,6 +71,16 @@ async fn with_a_password() {
     }
 }
 
+#[tokio::test]
+async fn a_server_that_repeats_what_it_does_not_understand_is_not_quoted() {
+    let args = ["--rename-command", "AUTH", ""].map(str::to_owned).to_vec();
+    let options = Options { args, ..Options::default() };
+    let rig = rig(options, |server| format!("redis://:s3cr3t@127.0.0.1:{}", server.port));
+    let error = refusal(&rig.store()).await;
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
+    assert!(!error.to_string().contains("s3cr3t"), "{error}");
+}
+
 /// All that a gate needs.
 const RIGHTS: &str = "~{*}:* +hello +get +mget +xread +xrevrange +hmget +hget +hincrby +hset +exists \
                       +set +del +xadd +zadd +zrem +zscore +zrangebyscore +eval +evalsha +info";
@@ -256,10 +266,15 @@ async fn evicted_and_damaged_entries_can_be_found_and_deleted() {
     let rig = Rig::redis().await;
     let store = rig.ready().await;
     let mut gone = Vec::new();
-    for (i, damage) in [None, Some(""), Some("junk"), Some("12")].iter().enumerate() {
+    for (i, damage) in [None, Some(""), Some("junk"), Some("12"), Some("a list")].iter().enumerate()
+    {
         let made = create(&store, &format!("n{i}"), "r").await.unwrap();
         match damage {
             None => rig.run::<()>(&["DEL", &rig.entry_key(&made.principal)]),
+            Some("a list") => {
+                rig.run::<()>(&["DEL", &rig.entry_key(&made.principal)]);
+                rig.run::<()>(&["LPUSH", &rig.entry_key(&made.principal), "x"]);
+            }
             Some(value) => rig.run::<()>(&["SET", &rig.entry_key(&made.principal), value]),
         }
         gone.push(made);

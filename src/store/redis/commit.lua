@@ -31,9 +31,9 @@ for i = 5, #KEYS do
   if m.id == '' then deleted[m.member] = true end
 end
 for _, m in ipairs(batch) do
-  local value = redis.call('GET', m.key)
+  local value = redis.pcall('GET', m.key)
   local revision = ''
-  if value then
+  if type(value) == 'string' then
     revision = string.match(value, '^(%d+):') or '0'
   elseif m.expect == '0' and redis.call('ZSCORE', KEYS[4], m.member) then
     revision = '0'

@@ -10,6 +10,7 @@ local reply = {'ok'}
 for i = 1, #found, 2 do
   reply[#reply + 1] = found[i]
   reply[#reply + 1] = found[i + 1]
-  reply[#reply + 1] = redis.call('GET', ARGV[5] .. found[i])
+  local value = redis.pcall('GET', ARGV[5] .. found[i])
+  reply[#reply + 1] = type(value) == 'string' and value
 end
 return reply
