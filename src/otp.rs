@@ -121,7 +121,7 @@ impl Generator {
     /// Seconds that the token of `at` stays the current one.
     #[must_use]
     pub fn seconds_left(&self, at: UnixTime) -> u64 {
-        self.0.next_step(at) - at
+        self.0.step() - at % self.0.step()
     }
 
     /// Checks `token` against the current step and `skew` steps on either side.
@@ -201,6 +201,16 @@ mod tests {
                 let six = Generator::new(&seed, params(algorithm, 6));
                 assert_eq!(six.token_at(at), expected[2..]);
             }
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_is_a_time() {
+        let generator = Generator::new(&seed(b"12345678901234567890"), TokenParams::default());
+        for (at, left) in [(0, 30), (29, 1), (30, 30), (u64::MAX, 15), (u64::MAX - 15, 30)] {
+            assert_eq!(generator.seconds_left(at), left, "{at}");
+            let token = Token::parse(&generator.token_at(at)).unwrap();
+            assert!(generator.check(&token, at, 10).is_some());
         }
     }
 

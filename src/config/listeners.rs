@@ -36,7 +36,8 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
     let health = HealthCheck {
         interval: h.duration_or_off("interval").unwrap_or(default.interval),
         path: h.parse("path", |text| {
-            if text.starts_with('/') { Ok(text.to_owned()) } else { Err("must start with `/`") }
+            let is_path = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
+            is_path.then(|| text.to_owned()).ok_or_else(|| format!("`{text}` is no path"))
         }),
         dns_interval: h.duration("dns_interval").unwrap_or(default.dns_interval),
     };

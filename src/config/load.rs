@@ -176,6 +176,9 @@ fn read_log(mut s: Section) -> LogConfig {
     let config = LogConfig {
         level: s
             .parse("level", |text| {
+                if text.trim().is_empty() {
+                    return Err("is empty".to_owned());
+                }
                 tracing_subscriber::EnvFilter::builder()
                     .parse(text)
                     .map(|_| text.to_owned())
@@ -481,6 +484,16 @@ mod tests {
             ("[proxy.limits]\nhead_timeout = '500y'", "`500y` is not between 1ms and 365days"),
             ("[proxy.health]\ninterval = '1ns'", "`1ns` is not between 1ms and 365days"),
             ("[api]\nallowed_hosts = ['a:1']", "api.allowed_hosts: item 0: `a:1` is no host name"),
+            ("[api]\ntrusted_proxies = ['::ffff:10.0.0.0/104']", "is an IPv4 network"),
+            ("[log]\nlevel = ''", "log.level: is empty"),
+            ("[proxy.health]\npath = '/a b'", "proxy.health.path: `/a b` is no path"),
+            ("[proxy.health]\npath = \"/a\\r\\nx: y\"", "proxy.health.path: "),
+            ("[proxy]\nlisten = \"unix:/\\u0000\"", "a socket's path is absolute"),
+            ("[proxy]\nupstream = 'http://*:1'", "`http://*:1` is no upstream"),
+            (
+                "[proxy]\nupstream = { url = 'https://h', server_name = 'a b' }",
+                "proxy.upstream.server_name: `a b` is no name of a server",
+            ),
             ("[totp]\nskew = 300", "totp.skew: must be a whole number from 0 to 10"),
             ("[totp]\nskew = 256", "totp.skew: must be a whole number from 0 to 10"),
             ("[totp]\ndigits = 262", "totp.digits: must be a whole number from 6 to 8"),

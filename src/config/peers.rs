@@ -61,21 +61,32 @@ pub(super) fn read_tls_files(s: &mut Section) -> Option<TlsFiles> {
 
 fn parse_address(text: &str) -> Result<Address, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err(format!("`{text}`: a socket's path must be absolute"));
-        }
-        return Ok(Address::Unix(PathBuf::from(path)));
+        return socket_path(path).map(Address::Unix);
     }
     text.parse()
         .map(Address::Tcp)
         .map_err(|_| format!("`{text}` is no address: use IP:PORT, [IPv6]:PORT, unix:/PATH or off"))
 }
 
+/// The path of a Unix socket; the system takes no longer ones.
+fn socket_path(path: &str) -> Result<PathBuf, String> {
+    let is_path = path.starts_with('/') && path.len() <= 107 && !path.contains('\0');
+    is_path.then(|| PathBuf::from(path)).ok_or_else(|| {
+        format!("`unix:{path}`: a socket's path is absolute and has up to 107 bytes")
+    })
+}
+
 pub(super) fn read_networks(s: &mut Section, key: &str) -> Vec<IpNet> {
     s.list(key, |text| {
         let net =
             text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-        net.map_err(|_| format!("`{text}` is no network such as 10.0.0.0/8"))
+        match net {
+            // Peers are compared as what they are, whatever socket they came in by.
+            Ok(IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
+                Err(format!("`{text}` is an IPv4 network: write it as one"))
+            }
+            net => net.map_err(|_| format!("`{text}` is no network such as 10.0.0.0/8")),
+        }
     })
     .unwrap_or_default()
 }
@@ -104,7 +115,10 @@ pub(super) fn read_upstream(s: &Section, key: &str, value: Value) -> Option<Upst
         &[("1.1", UpstreamHttp::Http1), ("2", UpstreamHttp::Http2), ("auto", UpstreamHttp::Auto)],
     );
     let ca_file = t.file("ca_file");
-    let server_name = t.get::<String>("server_name").filter(|name| !name.is_empty());
+    let server_name = t.parse("server_name", |name| {
+        let known = rustls::pki_types::ServerName::try_from(name);
+        known.map(|_| name.to_owned()).map_err(|_| format!("`{name}` is no name of a server"))
+    });
     let group = group.map(|mut group| {
         group.http = http.unwrap_or(group.http);
         match &mut group.tls {
@@ -159,10 +173,7 @@ pub(super) fn parse_upstreams(urls: &[String]) -> Result<Upstream, String> {
 
 fn parse_upstream(url: &str) -> Result<Upstream, String> {
     if let Some(path) = url.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err(format!("`{url}`: a socket's path must be absolute"));
-        }
-        let targets = vec![Target::Unix(PathBuf::from(path))];
+        let targets = vec![Target::Unix(socket_path(path)?)];
         return Ok(Upstream { targets, http: UpstreamHttp::Http1, tls: None });
     }
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
@@ -188,12 +199,15 @@ fn parse_upstream(url: &str) -> Result<Upstream, String> {
 
 /// A host name or address as requests name it, without a port; in lower case.
 pub(super) fn parse_host(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-[]:".contains(c);
-    let is_host = text.chars().all(plain)
+    let is_host = text.chars().all(is_of_host)
         && text.parse::<http::uri::Authority>().is_ok_and(|authority| authority.host() == text);
     is_host
         .then(|| text.to_ascii_lowercase())
         .ok_or_else(|| format!("`{text}` is no host name without a port"))
+}
+
+fn is_of_host(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-[]:".contains(c)
 }
 
 fn split_authority(text: &str, default_port: Option<u16>) -> Option<(String, u16)> {
@@ -204,5 +218,6 @@ fn split_authority(text: &str, default_port: Option<u16>) -> Option<(String, u16
         None if text.ends_with(':') => return None,
         None => default_port?,
     };
-    (!host.is_empty() && port > 0).then_some((host, port))
+    let is_host = !host.is_empty() && host.chars().all(is_of_host);
+    (is_host && port > 0).then_some((host, port))
 }

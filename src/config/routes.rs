@@ -110,7 +110,7 @@ fn read_access(s: &mut Section) -> Option<Access> {
 fn read_grant(s: &Section, value: Value) -> Option<Grant> {
     let say = |error: &dyn Display| s.problem("allow", error);
     match value {
-        Value::String(text) if text == "*" => Some(Grant::Anybody),
+        Value::String(text) if text.trim() == "*" => Some(Grant::Anybody),
         Value::String(text) => {
             let grant = match text.rsplit_once('@') {
                 Some((name, realm)) => Principal::parse(name, realm).map(Grant::Principal),
