@@ -5,10 +5,10 @@ use std::fmt::Display;
 use toml::Value;
 
 use super::Upstream;
-use super::peers::{read_upstream, split_authority};
+use super::peers::read_upstream;
 use super::reader::Section;
 use crate::entry::{Name, Principal, Realm};
-use crate::policy::{Access, Grant, Mode, NormalPath, Route, RouteTimeouts};
+use crate::policy::{Access, Authority, Grant, Mode, NormalPath, Route, RouteTimeouts};
 
 pub(super) const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("report", Mode::Report)];
 
@@ -24,11 +24,8 @@ pub(super) fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Optio
         .unwrap_or_default();
     let hosts = s
         .list("hosts", |h| {
-            let good = !h.is_empty()
-                && !h.contains(['/', ' '])
-                && split_authority(h, Some(1))
-                    .is_some_and(|(host, port)| port == 1 && host.len() + 2 >= h.len());
-            good.then(|| h.to_ascii_lowercase())
+            let host = Authority::parse(h).filter(|parsed| parsed.host() == parsed.as_str());
+            host.map(|parsed| parsed.host().to_owned())
                 .ok_or(format!("`{h}` is no host name without a port"))
         })
         .unwrap_or_default();

@@ -7,6 +7,7 @@
 //!   while a head is still being read can be nothing else.
 //! - Between requests a connection idles for at most `keepalive_timeout`, and hardly at all once
 //!   the process is stopping.
+//! - Where the application asks for it, the wait for its answer to begin is bounded.
 //! - A client that takes no bytes for `write_timeout` is cut.
 //! - A closed connection is read from for a moment longer, so that the last answer is not destroyed by
 //!   a reset when the client was still sending.
@@ -60,6 +61,8 @@ enum Awaited {
     /// The first byte, if it is on its way while the process stops.
     LastChance,
     EndOfHead,
+    /// The beginning of the application's answer.
+    Answer,
 }
 
 /// How a connection comes to its end.
@@ -204,6 +207,19 @@ impl<S: IO> Guard<S> {
         Poll::Pending
     }
 
+    /// Reads what is no head, or, when the client has sent all, waits for it to leave.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let limit = self.connection.answer_within().filter(|_| read.is_pending());
+        let Some(limit) = limit else {
+            self.awaited = Awaited::Nothing;
+            return read;
+        };
+        self.await_for(Awaited::Answer, limit);
+        ready!(self.read_timer.poll(cx));
+        Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the answer does not begin")))
+    }
+
     /// Reads at most `limit` bytes and counts them as the head's.
     fn poll_counted(
         &mut self,
@@ -337,7 +353,7 @@ impl<S: IO> AsyncRead for Guard<S> {
         }
         match this.connection.head() {
             Some(so_far) => this.poll_head(cx, buf, so_far),
-            None => Pin::new(&mut this.inner).poll_read(cx, buf),
+            None => this.poll_body(cx, buf),
         }
     }
 }

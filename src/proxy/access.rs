@@ -10,7 +10,7 @@ use tracing::info;
 use super::Gate;
 use super::headers::Origin;
 use super::refusal::Refusal;
-use super::request::Head;
+use super::request::{Head, Kind};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
@@ -78,6 +78,7 @@ pub struct Exchange {
     pub(super) limits: Limits,
     pub(super) origin: Origin,
     pub(super) request_id: String,
+    pub(super) kind: Kind,
     pub(super) head: Option<Head>,
     pub(super) rule: Rule,
     pub(super) passage: Passage,
@@ -101,6 +102,7 @@ impl Exchange {
             limits: Limits::default(),
             origin: Origin { peer: None, trusted: false, tls: false },
             request_id: String::new(),
+            kind: Kind::Plain,
             head: None,
             rule: Rule::of(None, Mode::Enforce),
             passage: Passage::Undecided,
@@ -168,7 +170,7 @@ impl Gate {
             listener = exchange.listener,
             client = client.map(tracing::field::display),
             method = request.method.as_str(),
-            host = exchange.head.as_ref().map(|head| head.host.as_str()),
+            host = exchange.head.as_ref().map(|head| head.authority.host()),
             path = exchange.head.as_ref().map(|head| head.path.encoded()),
             status = session.response_written().map(|response| response.status.as_u16()),
             outcome,
