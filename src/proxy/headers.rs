@@ -99,7 +99,10 @@ impl HeaderRules {
         let mut client = origin.peer;
         let listed = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
         let hops = listed.iter().rev().flat_map(|value| {
-            value.to_str().unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse().ok())
+            value.to_str().unwrap_or_default().rsplit(',').map(|hop| {
+                let hop = hop.trim().parse::<IpAddr>();
+                hop.map(|hop| hop.to_canonical()).ok()
+            })
         });
         for hop in hops {
             // What cannot be read ends the chain of trust.
