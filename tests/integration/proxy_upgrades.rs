@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use otpgate::config::{Limits, Target, Upstream, UpstreamHttp, UpstreamTimeouts};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use otpgate::config::{Limits, Target, Upstream, UpstreamHttp, UpstreamTimeouts, UpstreamTls};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio_rustls::TlsAcceptor;
 
 use crate::peers::bounded;
 use crate::peers::gate::{Gate, Setup, plain};
 use crate::peers::h2peer::EchoH2;
+use crate::peers::tls::Pki;
 use crate::peers::wire::{Connection, ask};
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -47,33 +49,95 @@ async fn impatient(address: SocketAddr) -> Gate {
     setup.start().await
 }
 
+/// Switches at once, then sends four bytes back.
+async fn switch<S: AsyncRead + AsyncWrite + Unpin>(stream: S) {
+    let mut upstream = Connection::over(stream);
+    if upstream.request_head().await.is_none() {
+        return;
+    }
+    upstream.send(SWITCHED).await;
+    let (_, mut stream) = upstream.into_parts();
+    let mut four = [0; 4];
+    if stream.read_exact(&mut four).await.is_ok() {
+        let _ = stream.write_all(&four).await;
+        let _ = stream.flush().await;
+    }
+}
+
+async fn tunnels(gate: &Gate, count: usize) {
+    for round in 0..count {
+        let mut client = Connection::to(gate.tcp()).await;
+        assert_eq!(client.ask(upgrade(gate)).await.unwrap().status, 101);
+        client.send("ping").await;
+        let mut echoed = [0; 4];
+        let read = bounded("the echo", client.stream.read_exact(&mut echoed)).await;
+        assert!(read.is_ok(), "round {round}");
+    }
+}
+
 /// Both sides at once is what makes the order of their events random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_never_ends_as_it_begins() {
     let (listener, address) = listener().await;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let mut upstream = Connection::over(stream);
-            if upstream.request_head().await.is_none() {
-                continue;
-            }
-            upstream.send(SWITCHED).await;
-            let (_, mut stream) = upstream.into_parts();
-            let mut four = [0; 4];
-            if stream.read_exact(&mut four).await.is_ok() {
-                let _ = stream.write_all(&four).await;
-            }
+            switch(stream).await;
         }
     });
-    let gate = Setup::to(plain(address)).start().await;
-    for round in 0..200 {
-        let mut client = Connection::to(gate.tcp()).await;
-        assert_eq!(client.ask(upgrade(&gate)).await.unwrap().status, 101);
-        client.send("ping").await;
-        let mut echoed = [0; 4];
-        let read = bounded("the echo", client.stream.read_exact(&mut echoed)).await;
-        assert!(read.is_ok(), "round {round}");
-    }
+    tunnels(&Setup::to(plain(address)).start().await, 200).await;
+}
+
+#[tokio::test]
+async fn tunnels_pass_tls_and_unix_sockets() {
+    let (listener, address) = listener().await;
+    let pki = Pki::new();
+    let acceptor = TlsAcceptor::from(pki.server(&[]));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            switch(acceptor.accept(stream).await.unwrap()).await;
+        }
+    });
+    let over_tls = Upstream {
+        targets: vec![Target::Host("127.0.0.1".into(), address.port())],
+        http: UpstreamHttp::Auto,
+        tls: Some(UpstreamTls {
+            server_name: "localhost".into(),
+            ca_file: Some(pki.ca_file.clone()),
+        }),
+    };
+    tunnels(&Setup::to(over_tls).start().await, 3).await;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("upstream");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            switch(stream).await;
+        }
+    });
+    let targets = vec![Target::Unix(path)];
+    let on_unix = Upstream { targets, http: UpstreamHttp::Http1, tls: None };
+    tunnels(&Setup::to(on_unix).start().await, 3).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_to_nowhere_is_a_502_and_other_servers_are_tried() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let nowhere = socket.local_addr().unwrap();
+    let gate = Setup::to(plain(nowhere)).start().await;
+    assert_eq!(ask(gate.tcp(), upgrade(&gate)).await.status, 502);
+    assert_eq!(gate.metric(r#"otpgate_upstream_failures_total{cause="refused"}"#), 1.0);
+
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            switch(stream).await;
+        }
+    });
+    let mut both = plain(nowhere);
+    both.targets.extend(plain(address).targets);
+    tunnels(&Setup::to(both).start().await, 2).await;
 }
 
 #[tokio::test]
