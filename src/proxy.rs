@@ -10,7 +10,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Version, header};
 use pingora::apps::HttpServerOptions;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -34,6 +33,7 @@ mod failure;
 mod headers;
 mod refusal;
 mod request;
+mod response;
 mod tunnel;
 mod upstream;
 
@@ -357,34 +357,7 @@ impl ProxyHttp for Gate {
         if response.status.is_informational() && response.status != 101 {
             return Ok(());
         }
-        if response.status == 101
-            && (exchange.kind != Kind::WebSocket || response.version != Version::HTTP_11)
-        {
-            let unasked =
-                Error::explain(ErrorType::InvalidHTTPHeader, "a 101 that was not asked for");
-            return Err(unasked.into_up());
-        }
-        exchange.upstream_status = Some(response.status.as_u16());
-        if let Some(connection) = &exchange.connection {
-            connection.answered();
-        }
-        Self::close_if_stopping(session, exchange);
-        if response.status == 101 {
-            // A tunnel is silent for as long as the upstream's side may be.
-            session.set_read_timeout(Some(self.timeouts.stream_idle));
-        } else {
-            headers::strip_hop_by_hop(response);
-            // The version is that of this connection, not the upstream's (RFC 9110 section 2.5).
-            response.set_version(Version::HTTP_11);
-        }
-        if matches!(session.req_header().version, Version::HTTP_2 | Version::HTTP_10) {
-            // HTTP/2 frames by itself; HTTP/1.0 knows no chunks, there the end of the connection ends
-            // the body.
-            if response.remove_header(&header::TRANSFER_ENCODING).is_some() {
-                session.set_keepalive(None);
-            }
-        }
-        response.insert_header(headers::REQUEST_ID, exchange.request_id.as_str())
+        self.adapt(session, response, exchange)
     }
 
     async fn fail_to_proxy(
