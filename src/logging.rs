@@ -1,8 +1,8 @@
 //! Log lines: `tracing` events and the `log` records of our dependencies, as text or JSON on stderr.
 //!
 //! Dependencies that handle requests are held at INFO whatever the settings say: below it pingora and
-//! h2 log headers, tokens included. pingora's HTTP app is silenced wholly: it logs requests that it
-//! cannot parse.
+//! h2 log headers, tokens included. Some parts of pingora are silenced wholly: its HTTP app logs requests
+//! that it cannot parse, the others call clients that leave errors, or say again what the gate says.
 
 use std::io::IsTerminal;
 
@@ -21,12 +21,22 @@ pub const AUDIT: &str = "otpgate::audit";
 /// Crates that see requests and log them below INFO.
 const NOSY: &[&str] = &["pingora", "h2", "hyper", "reqwest", "rustls", "axum", "tower", "redis"];
 
+/// Parts of dependencies that never log.
+const SILENT: &[&str] = &[
+    "pingora_core::apps::http_app",
+    // Each connection that breaks off, as an error.
+    "pingora_proxy",
+    // Each change of health, a second time.
+    "pingora_load_balancing",
+];
+
 /// Starts logging. The first call of a process wins.
 pub fn init(config: &LogConfig) {
     let access = config.access;
     let level = EnvFilter::builder().parse_lossy(&config.level);
-    let guard =
-        FilterFn::new(move |metadata| is_safe(metadata) && (access || metadata.target() != ACCESS));
+    let guard = FilterFn::new(move |metadata: &Metadata<'_>| {
+        is_safe(metadata.target(), *metadata.level()) && (access || metadata.target() != ACCESS)
+    });
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -45,15 +55,12 @@ pub fn log_panics(metrics: std::sync::Arc<crate::metrics::Metrics>) {
     }));
 }
 
-fn is_safe(metadata: &Metadata<'_>) -> bool {
-    let target = metadata.target();
-    if target.starts_with("pingora_core::apps::http_app") {
-        return false;
-    }
-    *metadata.level() <= Level::INFO || !NOSY.iter().any(|name| is_of(target, name))
+fn is_safe(target: &str, level: Level) -> bool {
+    !SILENT.iter().any(|part| is_of(target, part))
+        && (level <= Level::INFO || !NOSY.iter().any(|name| is_of(target, name)))
 }
 
-/// Whether a target is of the crate `name` or one whose name starts with `name_`.
+/// Whether a target is of the crate or module `name`, or one whose name starts with `name_`.
 fn is_of(target: &str, name: &str) -> bool {
     target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', ':']))
 }
@@ -61,6 +68,21 @@ fn is_of(target: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dependencies_say_no_more_than_they_should() {
+        for (target, level, is) in [
+            ("pingora_core::connectors", Level::INFO, true),
+            ("pingora_core::connectors", Level::DEBUG, false),
+            ("pingora_core::apps::http_app", Level::ERROR, false),
+            ("pingora_core::apps", Level::ERROR, true),
+            ("pingora_proxy", Level::ERROR, false),
+            ("pingora_load_balancing::health_check", Level::WARN, false),
+            ("otpgate::proxy", Level::TRACE, true),
+        ] {
+            assert_eq!(is_safe(target, level), is, "{target} {level}");
+        }
+    }
 
     #[test]
     fn crates_are_told_apart_by_whole_names() {

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::entry::{Principal, Realm};
 
+pub mod host;
 pub mod path;
 
+pub use host::Authority;
 pub use path::{NormalPath, PathError};
 
 /// What happens to requests that should be refused.
@@ -64,7 +66,7 @@ pub struct Route {
     pub prefix: String,
     /// Methods that it covers; empty: all.
     pub methods: Vec<String>,
-    /// Hosts that it covers, lower case, without port; empty: all.
+    /// Hosts that it covers, as [`Authority::host`] spells them; empty: all.
     pub hosts: Vec<String>,
     /// What it asks for.
     pub access: Access,
@@ -149,7 +151,7 @@ impl Policy {
         Self { routes }
     }
 
-    /// The route that governs a request. `host` is in lower case, without port.
+    /// The route that governs a request. `host` is spelled as [`Authority::host`] does.
     #[must_use]
     pub fn govern(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
         let found = self.find(method, host, path.decoded());

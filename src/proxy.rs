@@ -10,7 +10,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Version, header};
 use pingora::apps::HttpServerOptions;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -34,6 +33,8 @@ mod failure;
 mod headers;
 mod refusal;
 mod request;
+mod response;
+mod tunnel;
 mod upstream;
 
 pub use upstream::{UpstreamError, Upstreams};
@@ -42,7 +43,7 @@ use access::{Exchange, Outcome, Passage, Rule};
 use credentials::Claim;
 use headers::{HeaderRules, Origin};
 use refusal::Refusal;
-use request::Head;
+use request::{BadHead, Head, Kind};
 use upstream::{MAX_ATTEMPTS, Needs};
 
 /// Idle upstream connections kept for reuse, of all groups together.
@@ -124,7 +125,8 @@ impl Gate {
             return Err(Refusal::BodyTooLarge);
         }
         let policy = self.policy.load();
-        let route = match policy.govern(request.method.as_str(), &head.host, &head.path) {
+        let route = match policy.govern(request.method.as_str(), head.authority.host(), &head.path)
+        {
             Governing::Ambiguous => return Err(Refusal::AmbiguousRoute),
             Governing::Nothing => None,
             Governing::Route(route) => Some(route),
@@ -175,7 +177,12 @@ impl Gate {
             Passage::Public | Passage::Reported(_) => {}
             Passage::Undecided | Passage::Refused(_) => return Err(undecided()),
         }
-        self.headers.forward(request, &exchange.origin, &head.authority, &exchange.request_id)?;
+        self.headers.forward(
+            request,
+            &exchange.origin,
+            head.authority.as_str(),
+            &exchange.request_id,
+        )?;
         headers::join_cookies(request)?;
         request.set_raw_path(format!("{}{}", head.path.encoded(), head.query).as_bytes())
     }
@@ -187,18 +194,16 @@ impl Gate {
         }
     }
 
-    /// What the request needs of its upstream connection.
-    fn needs(session: &Session, exchange: &Exchange) -> Needs {
-        let headers = &session.req_header().headers;
-        let says = |name, what: &str| {
-            let value = headers.get(name).and_then(|value| value.to_str().ok());
-            value.is_some_and(|value| value.trim_start().starts_with(what))
-        };
-        let upgrade = session.is_upgrade_req();
-        let stream = upgrade
-            || says(header::CONTENT_TYPE, "application/grpc")
-            || says(header::ACCEPT, "text/event-stream");
-        Needs { timeouts: exchange.rule.timeouts, stream, http1: upgrade }
+    /// Bounds the wait for the beginning of a stream's answer, since pingora's own time-out must allow
+    /// for the silences later on. gRPC and HTTP/2 are left out: there the answer's head may come late,
+    /// or its connection carries other requests.
+    fn bound_wait(&self, session: &Session, exchange: &Exchange) {
+        if let (Kind::WebSocket | Kind::Events, Some(connection), false) =
+            (exchange.kind, &exchange.connection, session.is_http2())
+        {
+            let limit = exchange.rule.timeouts.read.unwrap_or(self.timeouts.read);
+            connection.await_answer(limit);
+        }
     }
 }
 
@@ -234,19 +239,15 @@ impl ProxyHttp for Gate {
             .headers
             .request_id(&session.req_header().headers, &exchange.origin)
             .unwrap_or_else(new_request_id);
-        // A tunnel is silent for as long as the upstream's side may be.
-        let body_timeout = if session.is_upgrade_req() {
-            self.timeouts.stream_idle
-        } else {
-            exchange.limits.body_timeout
-        };
-        session.set_read_timeout(Some(body_timeout));
+        exchange.kind = Kind::of(session.req_header());
+        session.set_read_timeout(Some(exchange.limits.body_timeout));
         session.set_write_timeout(Some(exchange.limits.write_timeout));
         session.set_total_drain_timeout(Some(exchange.limits.body_timeout));
         // Without this a request that arrives early spoils the answer of the one before it.
         session.set_pipelining_enabled(true);
-        // A client that has sent all may close its half and still wait for the answer.
-        session.set_abort_on_close(false);
+        // A client that has sent all may close its half and still wait for the answer; nobody waits
+        // so for a stream, whose answer may never end.
+        session.set_abort_on_close(matches!(exchange.kind, Kind::WebSocket | Kind::Events));
         Ok(())
     }
 
@@ -255,7 +256,11 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Exchange,
     ) -> pingora::Result<bool> {
-        let decision = self.decide(session.req_header(), exchange);
+        let decision = if request::has_fragment(session) {
+            Err(Refusal::Head(BadHead::Target))
+        } else {
+            self.decide(session.req_header(), exchange)
+        };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         let Err(refusal) = decision else { return Ok(false) };
@@ -270,9 +275,12 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Exchange,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let needs = Self::needs(session, exchange);
+        let needs = Needs { timeouts: exchange.rule.timeouts, kind: exchange.kind };
         match self.upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
-            Some(peer) => Ok(Box::new(peer)),
+            Some(peer) => {
+                self.bound_wait(session, exchange);
+                Ok(Box::new(peer))
+            }
             None => {
                 self.metrics.upstream_failure("no_address");
                 let error =
@@ -325,14 +333,15 @@ impl ProxyHttp for Gate {
 
     async fn request_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
         exchange.body_bytes += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         match exchange.limits.max_body_bytes {
-            Some(max) if exchange.body_bytes > max => {
+            // What goes through a tunnel is no body.
+            Some(max) if exchange.body_bytes > max && !session.was_upgraded() => {
                 Error::e_explain(ErrorType::HTTPStatus(413), "the body is larger than allowed")
             }
             _ => Ok(()),
@@ -348,16 +357,7 @@ impl ProxyHttp for Gate {
         if response.status.is_informational() && response.status != 101 {
             return Ok(());
         }
-        exchange.upstream_status = Some(response.status.as_u16());
-        Self::close_if_stopping(session, exchange);
-        if response.status != 101 {
-            headers::strip_hop_by_hop(response);
-        }
-        if session.req_header().version == Version::HTTP_2 {
-            // An HTTP/1.1 upstream's word for what HTTP/2 does itself.
-            response.remove_header(&header::TRANSFER_ENCODING);
-        }
-        response.insert_header(headers::REQUEST_ID, exchange.request_id.as_str())
+        self.adapt(session, response, exchange)
     }
 
     async fn fail_to_proxy(

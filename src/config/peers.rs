@@ -7,6 +7,7 @@ use toml::Value;
 
 use super::reader::Section;
 use super::{Address, Listen, Target, TlsFiles, Upstream, UpstreamHttp, UpstreamTls};
+use crate::policy::Authority;
 
 pub(super) fn read_listen(s: &mut Section, default: &str) -> Vec<Listen> {
     let tls = read_tls_files(s);
@@ -199,10 +200,10 @@ fn parse_upstream(url: &str) -> Result<Upstream, String> {
 
 /// A host name or address as requests name it, without a port; in lower case.
 pub(super) fn parse_host(text: &str) -> Result<String, String> {
-    let is_host = text.chars().all(is_of_host)
-        && text.parse::<http::uri::Authority>().is_ok_and(|authority| authority.host() == text);
-    is_host
-        .then(|| text.to_ascii_lowercase())
+    // As requests are read, so that both sides of a comparison have one form.
+    Authority::parse(text)
+        .filter(|parsed| parsed.host() == parsed.as_str())
+        .map(|parsed| parsed.host().to_owned())
         .ok_or_else(|| format!("`{text}` is no host name without a port"))
 }
 

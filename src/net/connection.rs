@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -13,6 +14,8 @@ use crate::config::Limits;
 
 /// [`Connection::head`] while no head is being read.
 const NO_HEAD: usize = usize::MAX;
+/// [`Connection::answer_within`] while there is no bound.
+const NO_WAIT: u64 = u64::MAX;
 
 /// One client connection, shared by its guard and the application.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Connection {
     stop: watch::Receiver<bool>,
     /// Bytes read of the head that is being read, or [`NO_HEAD`].
     head: AtomicUsize,
+    /// Milliseconds that an answer may take to begin, or [`NO_WAIT`].
+    answer_within: AtomicU64,
 }
 
 impl Connection {
@@ -34,7 +39,8 @@ impl Connection {
         limits: Limits,
         stop: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { listener, peer, tls, limits, stop, head: AtomicUsize::new(0) })
+        let (head, answer_within) = (AtomicUsize::new(0), AtomicU64::new(NO_WAIT));
+        Arc::new(Self { listener, peer, tls, limits, stop, head, answer_within })
     }
 
     /// The connection that `session`'s request came on; `None` outside a [`super::Listener`].
@@ -87,8 +93,28 @@ impl Connection {
         self.head.store(NO_HEAD, Ordering::Relaxed);
     }
 
+    /// While the client, which has sent its HTTP/1.1 request, waits for the answer to begin: after
+    /// `limit`, reading from it fails with [`std::io::ErrorKind::TimedOut`], which wakes the
+    /// application. Until [`Self::answered`].
+    pub fn await_answer(&self, limit: Duration) {
+        let millis = u64::try_from(limit.as_millis()).unwrap_or(NO_WAIT);
+        self.answer_within.store(millis, Ordering::Relaxed);
+    }
+
+    /// The answer has begun, or the wait is over for another reason.
+    pub fn answered(&self) {
+        self.answer_within.store(NO_WAIT, Ordering::Relaxed);
+    }
+
+    /// The bound on the wait for an answer, if one is awaited.
+    pub(super) fn answer_within(&self) -> Option<Duration> {
+        let millis = self.answer_within.load(Ordering::Relaxed);
+        (millis != NO_WAIT).then(|| Duration::from_millis(millis))
+    }
+
     /// The next request's head is awaited.
     pub(super) fn await_head(&self) {
+        self.answered();
         self.head.store(0, Ordering::Relaxed);
     }
 

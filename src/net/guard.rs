@@ -7,6 +7,7 @@
 //!   while a head is still being read can be nothing else.
 //! - Between requests a connection idles for at most `keepalive_timeout`, and hardly at all once
 //!   the process is stopping.
+//! - Where the application asks for it, the wait for its answer to begin is bounded.
 //! - A client that takes no bytes for `write_timeout` is cut.
 //! - A closed connection is read from for a moment longer, so that the last answer is not destroyed by
 //!   a reset when the client was still sending.
@@ -27,17 +28,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{ALPN, IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep};
 
 use super::connection::{Connection, new_request_id};
 use crate::metrics::Metrics;
+
+mod passing;
+mod timer;
+
+use timer::Timer;
 
 /// RFC 9113 section 3.4.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -60,6 +61,8 @@ enum Awaited {
     /// The first byte, if it is on its way while the process stops.
     LastChance,
     EndOfHead,
+    /// The beginning of the application's answer.
+    Answer,
 }
 
 /// How a connection comes to its end.
@@ -204,6 +207,19 @@ impl<S: IO> Guard<S> {
         Poll::Pending
     }
 
+    /// Reads what is no head, or, when the client has sent all, waits for it to leave.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let limit = self.connection.answer_within().filter(|_| read.is_pending());
+        let Some(limit) = limit else {
+            self.awaited = Awaited::Nothing;
+            return read;
+        };
+        self.await_for(Awaited::Answer, limit);
+        ready!(self.read_timer.poll(cx));
+        Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the answer does not begin")))
+    }
+
     /// Reads at most `limit` bytes and counts them as the head's.
     fn poll_counted(
         &mut self,
@@ -337,7 +353,7 @@ impl<S: IO> AsyncRead for Guard<S> {
         }
         match this.connection.head() {
             Some(so_far) => this.poll_head(cx, buf, so_far),
-            None => Pin::new(&mut this.inner).poll_read(cx, buf),
+            None => this.poll_body(cx, buf),
         }
     }
 }
@@ -378,24 +394,6 @@ impl<S: IO> AsyncWrite for Guard<S> {
     }
 }
 
-/// A timer that costs nothing until it is first used.
-#[derive(Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    fn start(&mut self, limit: Duration) {
-        match &mut self.0 {
-            Some(sleep) => sleep.as_mut().reset(Instant::now() + limit),
-            None => self.0 = Some(Box::pin(tokio::time::sleep(limit))),
-        }
-    }
-
-    /// Ready when the time is over; never if the timer was not started.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
-    }
-}
-
 #[async_trait]
 impl<S: IO> Shutdown for Guard<S> {
     async fn shutdown(&mut self) {
@@ -403,46 +401,6 @@ impl<S: IO> Shutdown for Guard<S> {
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
-
-impl<S: IO> UniqueID for Guard<S> {
-    fn id(&self) -> UniqueIDType {
-        self.inner.get_ref().id()
-    }
-}
-
-impl<S: IO> Ssl for Guard<S> {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.inner.get_ref().get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ref().get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        if self.is_h2c { Some(ALPN::H2) } else { self.inner.get_ref().selected_alpn_proto() }
-    }
-}
-
-impl<S: IO> GetTimingDigest for Guard<S> {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_ref().get_timing_digest()
-    }
-}
-
-impl<S: IO> GetProxyDigest for Guard<S> {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.digest.clone())
-    }
-}
-
-impl<S: IO> GetSocketDigest for Guard<S> {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_ref().get_socket_digest()
-    }
-}
-
-impl<S: IO> Peek for Guard<S> {}
 
 impl<S> fmt::Debug for Guard<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -23,6 +23,9 @@ const NOT_PCHAR: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
+/// How often a path may be encoded in itself: nobody means more.
+const MAX_DECODINGS: usize = 4;
+
 /// Why a path is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -66,13 +69,8 @@ impl NormalPath {
         check_escapes(raw)?;
         let decoded = decode(raw)?;
         // Somebody behind the upstream may decode once more: what would become dangerous is refused.
-        let mut again = decoded.clone();
-        while again.contains('%') {
-            let next = decode(&again)?;
-            if next == again {
-                break;
-            }
-            again = next;
+        if decoded.contains('%') {
+            check_repeated_decoding(&decoded)?;
         }
         Ok(Self { decoded, encoded: encode(raw) })
     }
@@ -101,6 +99,20 @@ impl NormalPath {
             bare.join("/")
         })
     }
+}
+
+/// Decodes until nothing changes, but not for ever: each escape of a `%` in front of the next one
+/// costs another pass over the whole path.
+fn check_repeated_decoding(decoded: &str) -> Result<(), PathError> {
+    let mut path = decode(decoded)?;
+    for _ in 0..MAX_DECODINGS {
+        let next = decode(&path)?;
+        if next == path {
+            return Ok(());
+        }
+        path = next;
+    }
+    Err(PathError::Ambiguous)
 }
 
 /// Every `%` starts an escape.
@@ -167,7 +179,10 @@ fn check_segments(path: &str) -> Result<(), PathError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
     use proptest::prelude::*;
 
     #[test]
@@ -215,6 +230,7 @@ mod tests {
             ("/a%252fb", Ambiguous),
             ("/a%25252fb", Ambiguous),
             ("/100%25/%252f", Ambiguous),
+            ("/%252525252525252561", Ambiguous),
             ("/a\\b", Ambiguous),
             ("/a#b", Ambiguous),
             ("/a%00b", Ambiguous),
@@ -229,6 +245,15 @@ mod tests {
         ] {
             assert_eq!(NormalPath::parse(raw), Err(why), "{raw}");
         }
+    }
+
+    #[test]
+    fn no_path_takes_long() {
+        let nested = format!("/%{}61", "25".repeat(30_000));
+        let started = SystemClock.now().monotonic;
+        assert_eq!(NormalPath::parse(&nested), Err(PathError::Ambiguous));
+        let took = SystemClock.now().monotonic.duration_since(started);
+        assert!(took < Duration::from_secs(1), "{took:?}");
     }
 
     #[test]

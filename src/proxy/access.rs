@@ -1,7 +1,7 @@
 //! One request from its head to its log line.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
 use pingora::proxy::Session;
@@ -10,7 +10,7 @@ use tracing::info;
 use super::Gate;
 use super::headers::Origin;
 use super::refusal::Refusal;
-use super::request::Head;
+use super::request::{Head, Kind};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
@@ -78,6 +78,7 @@ pub struct Exchange {
     pub(super) limits: Limits,
     pub(super) origin: Origin,
     pub(super) request_id: String,
+    pub(super) kind: Kind,
     pub(super) head: Option<Head>,
     pub(super) rule: Rule,
     pub(super) passage: Passage,
@@ -101,6 +102,7 @@ impl Exchange {
             limits: Limits::default(),
             origin: Origin { peer: None, trusted: false, tls: false },
             request_id: String::new(),
+            kind: Kind::Plain,
             head: None,
             rule: Rule::of(None, Mode::Enforce),
             passage: Passage::Undecided,
@@ -158,7 +160,8 @@ impl Gate {
         }
         let request = session.req_header();
         let who = exchange.proven();
-        let millis = |took: std::time::Duration| took.as_secs_f64() * 1e3;
+        // To the microsecond: more digits would be noise of the conversion.
+        let millis = |took: Duration| (took.as_secs_f64() * 1e6).round() / 1e3;
         let client = self.headers.client(&request.headers, &exchange.origin);
         // The path without its query, and only in its one reading: queries carry secrets, other
         // readings carry what was refused. Names stand here only when they are proven.
@@ -168,7 +171,7 @@ impl Gate {
             listener = exchange.listener,
             client = client.map(tracing::field::display),
             method = request.method.as_str(),
-            host = exchange.head.as_ref().map(|head| head.host.as_str()),
+            host = exchange.head.as_ref().map(|head| head.authority.host()),
             path = exchange.head.as_ref().map(|head| head.path.encoded()),
             status = session.response_written().map(|response| response.status.as_u16()),
             outcome,

@@ -7,6 +7,8 @@ use tracing::warn;
 use super::Gate;
 use super::access::{Exchange, Outcome};
 use super::refusal::Refusal;
+#[cfg(doc)]
+use crate::net::Connection;
 
 /// A bounded word for what an upstream failed at.
 pub(super) fn cause(error: &Error) -> &'static str {
@@ -23,9 +25,18 @@ pub(super) fn cause(error: &Error) -> &'static str {
     }
 }
 
+/// Whether the client's guard ended the wait for an answer: see [`Connection::await_answer`].
+fn is_late(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    *error.etype() == ErrorType::ReadError
+        && error.esource() == &ErrorSource::Downstream
+        && cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::TimedOut)
+}
+
 /// What the client is told; `None`: it is gone.
 fn verdict(error: &Error, body_is_done: bool) -> Option<Refusal> {
     match (error.esource(), error.etype()) {
+        _ if is_late(error) => Some(Refusal::SlowUpstream),
         (_, ErrorType::HTTPStatus(413)) => Some(Refusal::BodyTooLarge),
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::BodyTooSlow),
         (
@@ -90,6 +101,10 @@ impl Gate {
                     self.metrics.upstream_failure(cause(error));
                 }
                 warn!(request_id, %error, "the upstream failed");
+            }
+            ErrorSource::Downstream if is_late(error) => {
+                self.metrics.upstream_failure("read_timeout");
+                warn!(request_id, "the upstream does not begin to answer");
             }
             ErrorSource::Downstream => {}
             // What a client sent may stand in the error's text: the type is enough.

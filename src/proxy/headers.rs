@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use http::header::{COOKIE, FORWARDED, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 
 use crate::config::HeaderNames;
 use crate::entry::Principal;
@@ -99,7 +99,10 @@ impl HeaderRules {
         let mut client = origin.peer;
         let listed = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
         let hops = listed.iter().rev().flat_map(|value| {
-            value.to_str().unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse().ok())
+            value.to_str().unwrap_or_default().rsplit(',').map(|hop| {
+                let hop = hop.trim().parse::<IpAddr>();
+                hop.map(|hop| hop.to_canonical()).ok()
+            })
         });
         for hop in hops {
             // What cannot be read ends the chain of trust.
@@ -233,28 +236,6 @@ pub(super) fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
     }
     let joined = cookies.join(&b"; "[..]);
     request.insert_header(COOKIE, pingora::http::header_value_from_raw(joined))
-}
-
-/// Removes the upstream connection's own headers from a response (RFC 9110 section 7.6.1); pingora
-/// sets `Connection` for the client's connection afterwards.
-pub(super) fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    let nominated: Vec<HeaderName> = response
-        .headers
-        .get_all(http::header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| {
-            *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING
-        })
-        .collect();
-    for name in nominated {
-        response.remove_header(&name);
-    }
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
-        response.remove_header(name);
-    }
 }
 
 #[cfg(test)]
@@ -427,24 +408,5 @@ mod tests {
         join_cookies(&mut request).unwrap();
         assert_eq!(value(&request, "cookie"), Some("a=1; b=2; c=3"));
         assert_eq!(request.headers.get_all("cookie").iter().count(), 1);
-    }
-
-    #[test]
-    fn responses_lose_what_belongs_to_the_connection() {
-        let mut response = ResponseHeader::build(200, None).unwrap();
-        for (name, value) in [
-            ("connection", "close, x-hop, content-length"),
-            ("x-hop", "1"),
-            ("keep-alive", "timeout=5"),
-            ("content-length", "3"),
-            ("server", "upstream"),
-        ] {
-            response.append_header(name, value).unwrap();
-        }
-        strip_hop_by_hop(&mut response);
-        assert!(!response.headers.contains_key("x-hop"));
-        assert!(!response.headers.contains_key("keep-alive"));
-        assert_eq!(response.headers["content-length"], "3");
-        assert_eq!(response.headers["server"], "upstream");
     }
 }

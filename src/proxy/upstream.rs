@@ -25,6 +25,8 @@ use tracing::{info, warn};
 use x509_parser::parse_x509_certificate;
 
 use super::discovery::{Discovery, Shared};
+use super::request::Kind;
+use super::tunnel::TunnelConnector;
 use crate::config::{HealthCheck, ProxyConfig, Target, Upstream, UpstreamHttp, UpstreamTimeouts};
 use crate::metrics::Metrics;
 use crate::policy::RouteTimeouts;
@@ -37,6 +39,8 @@ pub(super) const MAX_ATTEMPTS: usize = 4;
 const H2_STREAMS: usize = 128;
 const H2_STREAM_WINDOW: u32 = 512 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
+/// Sets the pool's keys of connections for WebSockets apart from those of their groups.
+const TUNNELS: u64 = 1 << 63;
 const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(60),
     interval: Duration::from_secs(15),
@@ -66,10 +70,8 @@ pub enum UpstreamError {
 pub(super) struct Needs {
     /// Time-outs of its route.
     pub(super) timeouts: RouteTimeouts,
-    /// Long silences are normal: upgraded connections, gRPC, server-sent events.
-    pub(super) stream: bool,
-    /// HTTP/1.1 whatever the group speaks, as upgrades need.
-    pub(super) http1: bool,
+    /// Streams may be silent for long; WebSockets need HTTP/1.1 whatever the group speaks.
+    pub(super) kind: Kind,
 }
 
 /// All groups, in the order of the configuration.
@@ -78,6 +80,7 @@ pub struct Upstreams {
     timeouts: UpstreamTimeouts,
     health: HealthCheck,
     metrics: Arc<Metrics>,
+    tunnels: Arc<TunnelConnector>,
 }
 
 struct Group {
@@ -101,7 +104,7 @@ impl Upstreams {
             .map(|(upstream, key)| Group::new(upstream, key, config))
             .collect::<Result<_, _>>()?;
         let (timeouts, health) = (config.timeouts, config.health.clone());
-        Ok(Self { groups, timeouts, health, metrics })
+        Ok(Self { groups, timeouts, health, metrics, tunnels: Arc::new(TunnelConnector) })
     }
 
     /// Looks all names up once. What cannot be resolved is tried again by [`Self::run`]; until then
@@ -174,12 +177,17 @@ impl Upstreams {
         let address = group.choose(tried)?;
         let mut peer = group.template.clone();
         peer._address = address;
-        let stream = needs.stream.then_some(self.timeouts.stream_idle);
-        let read = stream.or(needs.timeouts.read).unwrap_or(self.timeouts.read);
-        peer.options.read_timeout = Some(read);
+        peer.options.read_timeout = Some(match needs.kind {
+            Kind::Plain => needs.timeouts.read.unwrap_or(self.timeouts.read),
+            Kind::WebSocket | Kind::Events | Kind::Grpc => self.timeouts.stream_idle,
+        });
         peer.options.write_timeout = Some(needs.timeouts.write.unwrap_or(self.timeouts.write));
-        if needs.http1 {
+        if needs.kind == Kind::WebSocket {
             peer.options.alpn = ALPN::H1;
+            peer.options.custom_l4 = Some(self.tunnels.clone());
+            // Neither one that was made for other requests, nor kept for them if there is no tunnel.
+            peer.group_key |= TUNNELS;
+            peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Some(peer)
     }

@@ -21,6 +21,7 @@ mod proxy_auth;
 mod proxy_bounds;
 mod proxy_smuggling;
 mod proxy_streams;
+mod proxy_upgrades;
 mod proxy_upstreams;
 mod redis_server;
 mod serve;

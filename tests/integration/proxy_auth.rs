@@ -148,6 +148,49 @@ async fn routes_say_who_may_pass() {
     assert!(!public.text().to_lowercase().contains("x-auth"), "public routes bear no identity");
 }
 
+/// Upstreams take `A.example.` for the virtual host `a.example`, or do not: no spelling may be decided
+/// on as one and served as the other.
+#[tokio::test]
+async fn no_spelling_of_a_host_leads_to_another_route() {
+    let echo = Echo::start().await;
+    let mut special = route("/", realm("guests"));
+    special.hosts = vec!["a.example".into()];
+    let mut setup = Setup::to(plain(echo.address));
+    setup.routes = vec![route("/", Access::Public), special];
+    let gate = setup.start().await;
+    let request = |host: &str, proof: &str| {
+        format!("GET / HTTP/1.1\r\nHost: {host}\r\n{proof}Connection: close\r\n\r\n")
+    };
+    let bob = gate.proof_of(&gate.bob);
+    for host in ["a.example", "A.Example", "a.example.", "A.EXAMPLE.:8080", "a.example:443"] {
+        assert_refused(&ask(gate.tcp(), request(host, "")).await, 401);
+        let seen = ask(gate.tcp(), request(host, &bob)).await.text();
+        let forwarded = header(&seen, "host").unwrap();
+        assert_eq!(forwarded.split(':').next(), Some("a.example"), "{host}");
+        assert_eq!(header(&seen, "x-forwarded-host"), Some(forwarded));
+    }
+    for host in ["a.example..", ".a.example", "a..example", "a.example:+80", "a.example:1:2"] {
+        assert_refused(&ask(gate.tcp(), request(host, &bob)).await, 400);
+    }
+    assert_eq!(ask(gate.tcp(), request("b.example.", "")).await.status, 200);
+}
+
+/// Some upstreams take `delete` for `DELETE`.
+#[tokio::test]
+async fn no_spelling_of_a_method_leads_to_another_route() {
+    let echo = Echo::start().await;
+    let mut delete = route("/", realm("guests"));
+    delete.methods = vec!["DELETE".into()];
+    let mut setup = Setup::to(plain(echo.address));
+    setup.routes = vec![delete, route("/", realm("staff"))];
+    let gate = setup.start().await;
+    for (method, status) in [("DELETE", 403), ("delete", 400), ("Delete", 400), ("trace", 400)] {
+        let request = format!("{method} / HTTP/1.1\r\nHost: g\r\n{}\r\n", gate.proof());
+        assert_refused(&ask(gate.tcp(), request).await, status);
+    }
+    assert_eq!(echo.seen(), 0);
+}
+
 #[tokio::test]
 async fn report_mode_forwards_everything_and_says_what_would_be_refused() {
     let echo = Echo::start().await;

@@ -125,6 +125,49 @@ async fn a_stalled_body_gets_408() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_nothing_is_cut() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::to(plain(listener.local_addr().unwrap()));
+    setup.limits = Limits { write_timeout: SHORT, ..Limits::default() };
+    let gate = setup.start().await;
+    let mut client = Connection::to(gate.tcp()).await;
+    client.send(gate.get("/")).await;
+    let (stream, _) = crate::peers::bounded("the request", listener.accept()).await.unwrap();
+    let mut upstream = Connection::over(stream);
+    upstream.request_head().await.unwrap();
+    let (_, mut upstream) = upstream.into_parts();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let endless = async { while upstream.write_all(&[0; 64 << 10]).await.is_ok() {} };
+    crate::peers::bounded("the upstream is let go", endless).await;
+    until("the connection is closed", || async {
+        gate.metric(r#"otpgate_connections{listener="proxy"}"#) == 0.0
+    })
+    .await;
+    drop(client);
+}
+
+#[tokio::test]
+async fn without_descriptors_the_gate_waits_and_recovers() {
+    let sandbox = crate::harness::Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: reads one rlimit; the process is our child and not yet waited for.
+    let set = unsafe {
+        libc::prlimit(gate.pid(), libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())
+    };
+    assert_eq!(set, 0);
+    let address = gate.proxy.strip_prefix("http://").unwrap().to_owned();
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(TcpStream::connect(&address).await.unwrap());
+    }
+    gate.wait_for_log(|line| line["message"] == "cannot accept connections, trying again").unwrap();
+    drop(held);
+    let unproven = "GET / HTTP/1.1\r\nHost: g\r\n\r\n";
+    assert_eq!(ask(address.parse().unwrap(), unproven).await.status, 401);
+}
+
+#[tokio::test]
 async fn a_body_beyond_the_limit_gets_413() {
     let limits = Limits { max_body_bytes: Some(10), ..Limits::default() };
     let (echo, gate) = limited(limits).await;

@@ -57,6 +57,9 @@ async fn unclear_requests_are_refused_though_proven() {
         ("GET /..;/b HTTP/1.1", host, 400),
         ("OPTIONS * HTTP/1.1", host, 400),
         ("GET gate HTTP/1.1", host, 400),
+        ("GET /a#/../b HTTP/1.1", host, 400),
+        ("GET /?#/b HTTP/1.1", host, 400),
+        ("GET http://gate#x HTTP/1.1", host, 400),
         // Methods
         ("TRACE / HTTP/1.1", host, 405),
         ("CONNECT gate:80 HTTP/1.1", "Host: gate:80\r\n", 405),

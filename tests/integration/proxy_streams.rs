@@ -64,21 +64,21 @@ async fn http1_and_http2_are_negotiated_over_tls() {
 
 #[tokio::test]
 async fn a_certificate_is_reloaded_for_new_connections() {
-    let (old, new) = (Pki::new(), Pki::new());
-    let listen = otpgate::config::Listen {
-        address: otpgate::config::Address::Tcp(([127, 0, 0, 1], 0).into()),
-        tls: Some(old.files.clone()),
-        h2c: false,
-    };
-    let metrics = std::sync::Arc::new(otpgate::metrics::Metrics::new([]));
-    let listener =
-        otpgate::net::Listener::bind("proxy", &[listen], Limits::default(), metrics).unwrap();
-    let certificate = listener.certificates().remove(0);
+    let (echo, old, new) = (Echo::start().await, Pki::new(), Pki::new());
+    let mut setup = Setup::to(plain(echo.address));
+    setup.tls = Some(old.files.clone());
+    let gate = setup.start().await;
+    let before = h2peer::tls_client(gate.tcp(), &old).await;
+    let certificate = &gate.certificates[0];
     std::fs::copy(&new.files.cert_file, &old.files.cert_file).unwrap();
     assert!(certificate.reload().is_err(), "the key is not the new certificate's");
+    drop(h2peer::tls(gate.tcp(), &old, &[]).await);
     std::fs::copy(&new.files.key_file, &old.files.key_file).unwrap();
     certificate.reload().unwrap();
-    assert!(old.folder().exists());
+    for connection in [before, h2peer::tls_client(gate.tcp(), &new).await] {
+        let request = proven(&gate, "https://localhost/").body(()).unwrap();
+        assert_eq!(h2peer::ask(&connection, request).await.0.status(), 200);
+    }
 }
 
 /// Sends messages one by one, and each comes back before the next is sent.

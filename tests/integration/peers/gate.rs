@@ -12,7 +12,7 @@ use otpgate::config::{
     UpstreamHttp, UpstreamTimeouts,
 };
 use otpgate::metrics::Metrics;
-use otpgate::net::Listener;
+use otpgate::net::{Certificate, Listener};
 use otpgate::otp::{Generator, TokenParams};
 use otpgate::policy::{Mode, Policy, Route};
 use otpgate::proxy::{Parts, Upstreams, app};
@@ -99,14 +99,16 @@ impl Setup {
         });
         let listener = Listener::bind("proxy", &[listen], self.limits, metrics.clone()).unwrap();
         let address = listener.addresses().remove(0);
+        let certificates = listener.certificates();
         let running = tokio::spawn(listener.run(gate, stopping));
-        Gate { address, metrics, alice, bob, store, stop, running }
+        Gate { address, certificates, metrics, alice, bob, store, stop, running }
     }
 }
 
 /// A running gate; it stops when dropped.
 pub(crate) struct Gate {
     pub(crate) address: Address,
+    pub(crate) certificates: Vec<Arc<Certificate>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) alice: Caller,
     pub(crate) bob: Caller,

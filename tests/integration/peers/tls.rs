@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 /// A CA and a certificate of it for `localhost`.
 pub(crate) struct Pki {
-    folder: TempDir,
+    _folder: TempDir,
     ca: CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: KeyPair,
@@ -37,11 +37,7 @@ impl Pki {
         std::fs::write(&files.key_file, key.serialize_pem()).unwrap();
         std::fs::write(&ca_file, issuer.pem()).unwrap();
         let ca = issuer.der().clone();
-        Self { folder, ca, chain: vec![certificate.der().clone()], key, files, ca_file }
-    }
-
-    pub(crate) fn folder(&self) -> &std::path::Path {
-        self.folder.path()
+        Self { _folder: folder, ca, chain: vec![certificate.der().clone()], key, files, ca_file }
     }
 
     pub(crate) fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {

@@ -1,0 +1,103 @@
+//! Heads of upstreams' answers, made fit for the client's connection.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderName, Version};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
+
+use super::Gate;
+use super::access::Exchange;
+use super::headers::REQUEST_ID;
+use super::request::Kind;
+
+impl Gate {
+    /// Adapts the head of a final answer, or of a 101.
+    ///
+    /// # Errors
+    /// If it is a 101 that nobody asked for.
+    pub(super) fn adapt(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
+        let upgraded = response.status == 101;
+        let may_upgrade = exchange.kind == Kind::WebSocket && response.version == Version::HTTP_11;
+        if upgraded && !may_upgrade {
+            let unasked = "a 101 that was not asked for";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, unasked).into_up());
+        }
+        exchange.upstream_status = Some(response.status.as_u16());
+        if let Some(connection) = &exchange.connection {
+            connection.answered();
+        }
+        Self::close_if_stopping(session, exchange);
+        if upgraded {
+            // A tunnel is silent for as long as the upstream's side may be.
+            session.set_read_timeout(Some(self.timeouts.stream_idle));
+        } else {
+            strip_hop_by_hop(response);
+            // The version is that of this connection, not the upstream's (RFC 9110 section 2.5).
+            response.set_version(Version::HTTP_11);
+            frame(session, response);
+        }
+        response.insert_header(REQUEST_ID, exchange.request_id.as_str())
+    }
+}
+
+/// Takes chunks from those who do not know them: HTTP/2 frames by itself, and for HTTP/1.0 the end of
+/// the connection ends the body.
+fn frame(session: &mut Session, response: &mut ResponseHeader) {
+    let version = session.req_header().version;
+    if matches!(version, Version::HTTP_2 | Version::HTTP_10)
+        && response.remove_header(&TRANSFER_ENCODING).is_some()
+        && version == Version::HTTP_10
+    {
+        session.set_keepalive(None);
+    }
+}
+
+/// Removes the upstream connection's own headers from a response (RFC 9110 section 7.6.1); pingora
+/// sets `Connection` for the client's connection afterwards.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING)
+        .collect();
+    for name in nominated {
+        response.remove_header(&name);
+    }
+    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
+        response.remove_header(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn responses_lose_what_belongs_to_the_connection() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("connection", "close, x-hop, content-length"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("content-length", "3"),
+            ("server", "upstream"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        strip_hop_by_hop(&mut response);
+        assert!(!response.headers.contains_key("x-hop"));
+        assert!(!response.headers.contains_key("keep-alive"));
+        assert_eq!(response.headers["content-length"], "3");
+        assert_eq!(response.headers["server"], "upstream");
+    }
+}
