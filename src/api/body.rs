@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
@@ -108,8 +109,26 @@ enum Charset {
     Utf16,
 }
 
-/// Reads the body of a request, at most `limit` bytes of it.
+/// What a body may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Its length.
+    pub(super) bytes: usize,
+    /// From its first byte to its last, however they are spread: meanwhile it takes memory.
+    pub(super) time: Duration,
+}
+
+/// Reads the body of a request.
 pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limits: Limits,
+) -> Result<Fields, ApiError> {
+    let read = read_in_time(headers, body, limits.bytes);
+    tokio::time::timeout(limits.time, read).await.unwrap_or(Err(ApiError::TooSlow))
+}
+
+async fn read_in_time(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
@@ -164,6 +183,13 @@ fn broken_body(error: &axum::Error) -> ApiError {
 }
 
 fn kind_of(headers: &HeaderMap) -> Result<Kind, ApiError> {
+    if headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(ApiError::Encoded);
+    }
     let mut given = headers.get_all(CONTENT_TYPE).iter();
     let text = given.next().map_or(Ok(""), |v| v.to_str()).unwrap_or("?");
     let refusal = || ApiError::MediaType(text.chars().take(128).collect());
@@ -255,7 +281,8 @@ mod tests {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
         let read_spaces = async |bytes: usize| {
             let json = format!("{}{{}}", " ".repeat(bytes));
-            read(&headers, Body::from(json), MAX_BYTES).await
+            let limits = Limits { bytes: MAX_BYTES, time: Duration::from_secs(60) };
+            read(&headers, Body::from(json), limits).await
         };
         assert!(read_spaces(SMALL_BYTES).await.is_ok());
         let all = LARGE.acquire_many(32).await.unwrap();
