@@ -19,7 +19,7 @@ pub fn run(config: &Config, quiet: bool) -> Result<ExitCode, Failure> {
         }
     }
     if !quiet {
-        println!("the configuration is usable");
+        super::print("the configuration is usable")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, import, token};
+use super::{block_on, import, print, token};
 use crate::cli::{Failure, Settings};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
@@ -65,7 +65,7 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
 async fn init(settings: Settings) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings.load()?.store)?;
     let word = if store.init().await? { "is ready" } else { "was ready already" };
-    println!("the store {word}");
+    print(&format!("the store {word}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -88,17 +88,19 @@ async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
         }
         other => other?,
     };
-    print_once(&entry, args.json);
+    let who = &entry.principal;
+    print_once(&entry, args.json)
+        .map_err(|e| format!("{e}; {who} was made, but nobody knows its seed"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The only time that the seed is shown here.
-fn print_once(entry: &Entry, as_json: bool) {
+fn print_once(entry: &Entry, as_json: bool) -> Result<(), Failure> {
     let Principal { name, realm } = &entry.principal;
     let seed = entry.seed.expose();
-    if as_json {
-        println!("{}", json!({ "id": entry.id, "name": name, "realm": realm, "seed": seed }));
+    print(&if as_json {
+        json!({ "id": entry.id, "name": name, "realm": realm, "seed": seed }).to_string()
     } else {
-        println!("id     {}\nname   {name}\nrealm  {realm}\nseed   {seed}", entry.id);
-    }
+        format!("id     {}\nname   {name}\nrealm  {realm}\nseed   {seed}", entry.id)
+    })
 }

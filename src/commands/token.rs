@@ -58,11 +58,11 @@ pub fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
     let at = args.at.unwrap_or_else(|| SystemClock.now().unix);
     let generator = Generator::new(&seed, params);
     let token = generator.token_at(at);
-    if args.json {
-        println!("{}", json!({ "token": token, "seconds_left": generator.seconds_left(at) }));
+    super::print(&if args.json {
+        json!({ "token": token, "seconds_left": generator.seconds_left(at) }).to_string()
     } else {
-        println!("{token}");
-    }
+        token
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
