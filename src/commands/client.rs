@@ -115,10 +115,10 @@ enum ClientCommand {
         /// The token
         #[arg(long, value_parser = secret, conflicts_with_all = ["seed", "seed_file"])]
         token: Option<Secret>,
-        /// Make the token from this seed
+        /// Make the token from this seed: SHA1, 6 digits, 30 seconds
         #[arg(long, value_parser = secret, conflicts_with = "seed_file")]
         seed: Option<Secret>,
-        /// Make the token from the seed in this file, `-` for standard input
+        /// As `--seed`, from a file, `-` for standard input
         #[arg(long, value_name = "FILE")]
         seed_file: Option<PathBuf>,
     },
