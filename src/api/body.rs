@@ -27,7 +27,7 @@ pub(super) const MAX_BYTES: usize = 2_621_440;
 /// every connection might fill [`MAX_BYTES`].
 const SMALL_BYTES: usize = 64 << 10;
 /// How many larger bodies are held at once.
-static LARGE: Semaphore = Semaphore::const_new(32);
+static LARGE: Semaphore = Semaphore::const_new(8);
 
 /// Every field that any request reads.
 pub(super) const KNOWN: [&str; 12] = [
@@ -285,7 +285,7 @@ mod tests {
             read(&headers, Body::from(json), limits).await
         };
         assert!(read_spaces(SMALL_BYTES).await.is_ok());
-        let all = LARGE.acquire_many(32).await.unwrap();
+        let all = LARGE.acquire_many(8).await.unwrap();
         assert!(matches!(read_spaces(SMALL_BYTES).await, Err(ApiError::Busy)));
         assert!(read_spaces(SMALL_BYTES - 2).await.is_ok());
         drop(all);

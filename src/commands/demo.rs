@@ -33,6 +33,9 @@ const SETTINGS: &str = r#"
 [log]
 level = "warn"
 
+[shutdown]
+grace = "1s"
+
 [[route]]
 path = "/"
 allow = ["shop"]

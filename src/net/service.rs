@@ -225,11 +225,12 @@ async fn refuse(session: &mut ServerSession, refusal: &Refusal) -> Option<()> {
     if let Some(connection) = Connection::of(session) {
         connection.log_refused(&request_id, refusal.status.as_u16(), refusal.reason);
     }
-    let body = serde_json::json!({ "detail": refusal.detail, "request_id": request_id });
+    let body = serde_json::json!({ "detail": refusal.detail, "request_id": &request_id });
     let body = body.to_string();
     let mut head = ResponseHeader::build(refusal.status, Some(4)).ok()?;
     head.insert_header(http::header::CONTENT_TYPE, "application/json").ok()?;
     head.insert_header(http::header::CACHE_CONTROL, "no-store").ok()?;
+    head.insert_header("x-request-id", request_id).ok()?;
     head.insert_header(CONTENT_LENGTH, body.len()).ok()?;
     session.write_error_response(head, body.into()).await.ok()
 }

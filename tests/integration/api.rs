@@ -438,6 +438,17 @@ async fn names_are_unique_within_their_realm() {
     assert_eq!(hidden.await.json, json!({"name": [message], "realm": [message]}));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_creations_of_one_name_one_succeeds() {
+    let gate = Gate::start().await;
+    let create = || gate.call(ADMIN, "POST", "/ungleichotp/", json!({"name": "one", "realm": "r"}));
+    let answers = futures_util::future::join_all((0..100).map(|_| create())).await;
+    let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.status == 201);
+    assert_eq!((made.len(), refused.len()), (1, 99));
+    let unique = json!({"non_field_errors": ["The fields name, realm must make a unique set."]});
+    assert!(refused.iter().all(|a| a.status == 400 && a.json == unique));
+}
+
 #[tokio::test]
 async fn concurrent_changes_all_take_effect_or_say_so() {
     let gate = Gate::start().await;
