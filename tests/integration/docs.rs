@@ -41,6 +41,28 @@ fn every_line_of_the_manual_works() {
     assert_eq!(config.routes.len(), 3);
 }
 
+/// What the manual shows for settings with a default is that default.
+#[test]
+fn the_manual_shows_the_defaults() {
+    let shown = load_text(&uncommented()).unwrap();
+    let default = load_text("").unwrap();
+    let settings = |mut config: otpgate::config::Config| {
+        // Where nothing is the default, the manual shows an example, and says so.
+        for limits in [&mut config.proxy.limits, &mut config.api.limits, &mut config.ops.limits] {
+            limits.max_body_bytes = None;
+        }
+        config.headers.identity_principal = None;
+        [
+            format!("{:?}", (config.proxy.limits, config.api.limits, config.ops.limits)),
+            format!("{:?}", (config.proxy.timeouts, config.api.reveal_seeds, config.realms)),
+            format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
+            format!("{:?}", (config.shutdown.grace, config.log)),
+            format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
+        ]
+    };
+    assert_eq!(settings(shown), settings(default));
+}
+
 #[test]
 fn the_manual_names_every_setting() {
     let manual = read("config/otpgate.toml");
