@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{block_on, import, print, token};
-use crate::cli::{Failure, Settings};
+use crate::cli::{Failure, Settings, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
 use crate::store::{Store, StoreError};
@@ -72,8 +72,9 @@ async fn init(settings: Settings) -> Result<ExitCode, Failure> {
 async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
     let config = args.settings.load()?;
     let realm = args.realm.as_deref().unwrap_or(config.realms.admin.as_str());
-    Name::parse(&args.name).map_err(|e| format!("--name {e}"))?;
-    let principal = Principal::parse(&args.name, realm).map_err(|e| format!("--realm {e}"))?;
+    Name::parse(&args.name).map_err(|e| Usage(format!("--name {e}")))?;
+    let principal =
+        Principal::parse(&args.name, realm).map_err(|e| Usage(format!("--realm {e}")))?;
     let seed = match &args.seed_file {
         Some(path) => token::read_seed(path)?,
         None => Seed::random(),
