@@ -136,7 +136,11 @@ impl Api {
         note.action = action(resource, &head.method);
         negotiate::negotiate(head)?;
         let limit = self.config.limits.max_body_bytes.and_then(|max| usize::try_from(max).ok());
-        let fields = body::read(&head.headers, body, limit.unwrap_or(body::MAX_BYTES)).await?;
+        let limits = body::Limits {
+            bytes: limit.unwrap_or(body::MAX_BYTES),
+            time: self.config.limits.body_timeout,
+        };
+        let fields = body::read(&head.headers, body, limits).await?;
         let permit = auth::authenticate(self, &head.headers, &fields, note)?;
         note.caller = Some(permit.principal().clone());
         let call = Call { head, fields, permit };

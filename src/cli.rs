@@ -129,6 +129,11 @@ struct CheckArgs {
 /// Why a command failed, for standard error.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// A command was called in a way that cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// Parses the command line and runs what it asks for.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -137,7 +142,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("otpgate: {failure}");
-            ExitCode::FAILURE
+            if failure.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
 use http::{StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -36,9 +36,9 @@ impl Ops {
             .route("/healthz", health())
             .route("/readyz", routing::get(ready))
             .route("/startupz", routing::get(started))
-            .fallback(async || answer(StatusCode::NOT_FOUND, Some("not found")))
+            .fallback(async || refuse(StatusCode::NOT_FOUND, "Not found."))
             .method_not_allowed_fallback(async || {
-                answer(StatusCode::METHOD_NOT_ALLOWED, Some("only GET is allowed here"))
+                refuse(StatusCode::METHOD_NOT_ALLOWED, "Only GET and HEAD are allowed here.")
             })
             .with_state(self)
     }
@@ -86,10 +86,21 @@ async fn metrics(State(ops): State<Ops>) -> Response {
 }
 
 fn answer(status: StatusCode, reason: Option<&str>) -> Response {
-    let body = match reason {
-        None => json!({ "status": "ok" }),
-        Some(reason) => json!({ "status": "unavailable", "reason": reason }),
-    };
+    json_response(
+        status,
+        &match reason {
+            None => json!({ "status": "ok" }),
+            Some(reason) => json!({ "status": "unavailable", "reason": reason }),
+        },
+    )
+}
+
+/// A request that is no question about health.
+fn refuse(status: StatusCode, detail: &str) -> Response {
+    json_response(status, &json!({ "detail": detail }))
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response {
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     (status, headers, body.to_string()).into_response()
 }

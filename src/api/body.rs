@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
@@ -22,11 +23,13 @@ use super::{json, value};
 /// The largest body, as Django's default.
 pub(super) const MAX_BYTES: usize = 2_621_440;
 
-/// Bodies beyond this size share [`LARGE`], since callers need not be proven to send one: without it,
-/// every connection might fill [`MAX_BYTES`].
-const SMALL_BYTES: usize = 64 << 10;
-/// How many larger bodies are held at once.
-static LARGE: Semaphore = Semaphore::const_new(32);
+/// What a body has to itself; no entry's fields need more. Callers need not be proven to send one, so
+/// all bytes beyond it, of all bodies together, share [`BUDGET`]: without it, every connection might
+/// fill [`MAX_BYTES`].
+const SMALL_BYTES: usize = 16 << 10;
+/// Bytes of larger bodies that are held at once: a dozen of the largest.
+const LARGE_BYTES: u32 = 32 << 20;
+static BUDGET: Semaphore = Semaphore::const_new(LARGE_BYTES as usize);
 
 /// Every field that any request reads.
 pub(super) const KNOWN: [&str; 12] = [
@@ -108,8 +111,26 @@ enum Charset {
     Utf16,
 }
 
-/// Reads the body of a request, at most `limit` bytes of it.
+/// What a body may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Its length.
+    pub(super) bytes: usize,
+    /// From its first byte to its last, however they are spread: meanwhile it takes memory.
+    pub(super) time: Duration,
+}
+
+/// Reads the body of a request.
 pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limits: Limits,
+) -> Result<Fields, ApiError> {
+    let read = read_in_time(headers, body, limits.bytes);
+    tokio::time::timeout(limits.time, read).await.unwrap_or(Err(ApiError::TooSlow))
+}
+
+async fn read_in_time(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
@@ -127,15 +148,16 @@ pub(super) async fn read(
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::TooLarge);
     }
-    let mut slot = None;
+    // Held until the body is dropped.
+    let mut share = BUDGET.try_acquire_many(0).map_err(|_| ApiError::Busy)?;
     while let Some(frame) = body.frame().await {
         let Ok(part) = frame.map_err(|e| broken_body(&e))?.into_data() else { continue };
         if read.len() + part.len() > limit {
             return Err(ApiError::TooLarge);
         }
-        if read.len() + part.len() > SMALL_BYTES && slot.is_none() {
-            slot = Some(LARGE.try_acquire().map_err(|_| ApiError::Busy)?);
-        }
+        let beyond = (read.len() + part.len()).saturating_sub(SMALL_BYTES.max(read.len()));
+        let beyond = u32::try_from(beyond).map_err(|_| ApiError::TooLarge)?;
+        share.merge(BUDGET.try_acquire_many(beyond).map_err(|_| ApiError::Busy)?);
         read.extend_from_slice(&part);
         if let (Err(_), false) = (&kind, read.is_empty()) {
             break;
@@ -164,6 +186,13 @@ fn broken_body(error: &axum::Error) -> ApiError {
 }
 
 fn kind_of(headers: &HeaderMap) -> Result<Kind, ApiError> {
+    if headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(ApiError::Encoded);
+    }
     let mut given = headers.get_all(CONTENT_TYPE).iter();
     let text = given.next().map_or(Ok(""), |v| v.to_str()).unwrap_or("?");
     let refusal = || ApiError::MediaType(text.chars().take(128).collect());
@@ -255,14 +284,16 @@ mod tests {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
         let read_spaces = async |bytes: usize| {
             let json = format!("{}{{}}", " ".repeat(bytes));
-            read(&headers, Body::from(json), MAX_BYTES).await
+            let limits = Limits { bytes: MAX_BYTES, time: Duration::from_secs(60) };
+            read(&headers, Body::from(json), limits).await
         };
         assert!(read_spaces(SMALL_BYTES).await.is_ok());
-        let all = LARGE.acquire_many(32).await.unwrap();
+        let all = BUDGET.acquire_many(LARGE_BYTES).await.unwrap();
         assert!(matches!(read_spaces(SMALL_BYTES).await, Err(ApiError::Busy)));
         assert!(read_spaces(SMALL_BYTES - 2).await.is_ok());
         drop(all);
-        assert!(read_spaces(SMALL_BYTES).await.is_ok());
+        assert!(read_spaces(MAX_BYTES - 2).await.is_ok());
+        assert_eq!(BUDGET.available_permits(), LARGE_BYTES as usize);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use http::{HeaderMap, Uri};
 use super::Api;
 use super::error::ApiError;
 use crate::entry::Principal;
+use crate::logging::ACCESS;
 use crate::net::{Connection, new_request_id};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,17 +77,18 @@ pub(super) async fn edge(
     let took = api.clock.now().monotonic.saturating_duration_since(start.monotonic);
     api.metrics.request("api", action, outcome);
     tracing::info!(
-        target: "otpgate::access",
+        target: ACCESS,
         listener = "api",
         request_id = id.as_str(),
+        client = peer.map(tracing::field::display),
         method = method.as_str(),
         path,
         status = response.status().as_u16(),
         action,
         outcome,
         reason = note.reason,
-        principal = note.caller.map(|caller| caller.to_string()),
-        peer = peer.map(|peer| peer.to_string()),
+        realm = note.caller.as_ref().map(|caller| caller.realm.as_str()),
+        name = note.caller.as_ref().map(|caller| caller.name.as_str()),
         duration_ms = took.as_secs_f64() * 1000.0,
     );
     response

@@ -48,6 +48,9 @@ pub(super) enum ApiError {
     /// The body is of no known type.
     #[error("unsupported media type")]
     MediaType(String),
+    /// The body is compressed, or whatever else `Content-Encoding` says.
+    #[error("encoded body")]
+    Encoded,
     /// The body is larger than the limit.
     #[error("body too large")]
     TooLarge,
@@ -113,6 +116,11 @@ impl ApiError {
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "media_type",
                 detail(&format!("Unsupported media type \"{of}\" in request.")),
+            ),
+            Self::Encoded => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "media_type",
+                detail("Content-Encoding is not supported: send the body as it is."),
             ),
             Self::TooLarge => {
                 (S::BAD_REQUEST, "too_large", detail("The request's body is too large."))

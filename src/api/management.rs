@@ -13,6 +13,7 @@ use super::error::{ApiError, json_response};
 use super::value::{Value, check_bool};
 use super::{Api, Call};
 use crate::entry::{Entry, EntryId, Seed};
+use crate::logging::AUDIT;
 use crate::store::{StoreError, Stored, Version};
 
 /// Longest wait until a write is in force here; it is durable before.
@@ -193,10 +194,11 @@ fn audit(
     outcome: &'static str,
 ) {
     tracing::info!(
-        target: "otpgate::audit",
+        target: AUDIT,
         action,
         outcome,
-        caller = %call.permit.principal(),
+        // A text, which the log quotes: a name may hold spaces and `=`.
+        caller = call.permit.principal().to_string(),
         id = id.map(|id| id.0),
         name = subject.name.as_str(),
         realm = subject.realm.as_str(),

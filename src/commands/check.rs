@@ -20,7 +20,7 @@ pub fn run(config: &Config, quiet: bool) -> Result<ExitCode, Failure> {
         return Err(problems.join("\notpgate: ").into());
     }
     if !quiet {
-        println!("the configuration is usable");
+        super::print("the configuration is usable")?;
     }
     Ok(ExitCode::SUCCESS)
 }

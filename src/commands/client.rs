@@ -2,7 +2,7 @@
 //!
 //! Takes the flags and environment variables of ungleichotpclient, so that its users' scripts go on.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,12 +16,7 @@ use crate::entry::{Name, Realm, Seed};
 use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
-/// Manage and verify entries through the API of a server.
-///
-/// The server and the caller are given by flags, or by OTPGATE_SERVER_URL, OTPGATE_AUTH_NAME,
-/// OTPGATE_AUTH_REALM, OTPGATE_AUTH_SEED, OTPGATE_AUTH_SEED_FILE, OTPGATE_AUTH_TOKEN, or by
-/// ungleichotpclient's UNGLEICHOTPSERVER, UNGLEICHOTPNAME, UNGLEICHOTPREALM, UNGLEICHOTPSEED.
-/// Without a seed or token it is asked for on the terminal.
+/// Arguments of `otpgate client`.
 #[derive(Args, Debug)]
 pub struct ClientArgs {
     #[command(flatten)]
@@ -31,37 +26,39 @@ pub struct ClientArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Server and caller")]
 struct ServerArgs {
-    /// The server, such as https://otp.example
+    /// The server, such as https://otp.example [env: OTPGATE_SERVER_URL, UNGLEICHOTPSERVER]
     #[arg(long, global = true, value_name = "URL")]
     server_url: Option<String>,
-    /// Certificates (PEM) that may have signed the server's; default: the system's
+    /// Certificates (PEM) that may have signed the server's [default: the system's]
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The caller's name
+    /// The caller's name [env: OTPGATE_AUTH_NAME, UNGLEICHOTPNAME]
     #[arg(long, global = true, value_name = "NAME")]
     auth_name: Option<String>,
-    /// The caller's realm
+    /// The caller's realm [env: OTPGATE_AUTH_REALM, UNGLEICHOTPREALM]
     #[arg(long, global = true, value_name = "REALM")]
     auth_realm: Option<String>,
-    /// The caller's seed; other users of this machine see it in the process list
+    /// The caller's seed; others of this machine see it in the process list: better a file, a variable,
+    /// or, without any of these, the terminal [env: OTPGATE_AUTH_SEED, UNGLEICHOTPSEED]
     #[arg(long, global = true, value_name = "SEED", value_parser = secret,
           conflicts_with_all = ["auth_seed_file", "auth_token"])]
     auth_seed: Option<Secret>,
-    /// A file that holds the caller's seed
+    /// A file that holds the caller's seed, `-` for standard input [env: OTPGATE_AUTH_SEED_FILE]
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "auth_token")]
     auth_seed_file: Option<PathBuf>,
-    /// The caller's current token
+    /// The caller's current token, instead of its seed [env: OTPGATE_AUTH_TOKEN]
     #[arg(long, global = true, value_name = "TOKEN", value_parser = secret)]
     auth_token: Option<Secret>,
-    /// Print JSON
+    /// Print JSON, for machines
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand, Debug)]
 enum ClientCommand {
-    /// Make an entry; its seed is made by the server and printed
+    /// Make an entry; the server makes its seed, and it is printed
     Create {
         /// Its name
         #[arg(long)]
@@ -118,10 +115,10 @@ enum ClientCommand {
         /// The token
         #[arg(long, value_parser = secret, conflicts_with_all = ["seed", "seed_file"])]
         token: Option<Secret>,
-        /// Make the token from this seed
+        /// Make the token from this seed: SHA1, 6 digits, 30 seconds
         #[arg(long, value_parser = secret, conflicts_with = "seed_file")]
         seed: Option<Secret>,
-        /// Make the token from the seed in this file
+        /// As `--seed`, from a file, `-` for standard input
         #[arg(long, value_name = "FILE")]
         seed_file: Option<PathBuf>,
     },
@@ -130,7 +127,7 @@ enum ClientCommand {
 /// Names an entry.
 #[derive(Args, Debug)]
 struct Which {
-    /// Its number
+    /// Its number, as `list` shows it
     #[arg(long, conflicts_with_all = ["name", "realm"], required_unless_present = "name")]
     id: Option<u64>,
     /// Its name
@@ -143,6 +140,7 @@ struct Which {
 
 /// Settings of an entry. An empty text takes the realm's setting, or none.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Settings of the entry (\"\": as its realm, or none)")]
 struct FieldArgs {
     /// SHA1, SHA256 or SHA512
     #[arg(long)]
@@ -150,16 +148,16 @@ struct FieldArgs {
     /// Digits of its tokens, 6 to 8
     #[arg(long)]
     digits: Option<String>,
-    /// Seconds of a time step
+    /// Seconds of a time step, 5 to 3600
     #[arg(long)]
     period: Option<String>,
-    /// Whether it proves anybody
+    /// Whether its tokens are accepted
     #[arg(long)]
     enabled: Option<bool>,
     /// When it ends, such as 2030-12-31T23:59:59Z
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
-    /// For people
+    /// A remark for people
     #[arg(long)]
     comment: Option<String>,
 }
@@ -194,8 +192,8 @@ pub enum CommandError {
     #[error("there is no entry of that name in that realm")]
     NoEntry,
     /// The result cannot be printed.
-    #[error("cannot write the result: {0}")]
-    Output(#[from] std::io::Error),
+    #[error("{0}")]
+    Output(String),
 }
 
 impl CommandError {
@@ -262,9 +260,7 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
             if json { to_json(&json!({ "status": "OK" })) } else { "OK\n".to_owned() }
         }
     };
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
+    super::print(text.trim_end_matches('\n')).map_err(|e| CommandError::Output(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -322,9 +318,10 @@ fn proof(args: &ServerArgs, environment: Environment<'_>) -> Result<Proof, Comma
 fn read_seed(seed: Option<Secret>, file: Option<&Path>) -> Result<Option<Seed>, CommandError> {
     let seed = match (seed, file) {
         (Some(seed), _) => seed,
-        (None, Some(path)) => Secret::new(std::fs::read_to_string(path).map_err(|e| {
-            CommandError::Usage(format!("cannot read the seed file `{}`: {e}", path.display()))
-        })?),
+        (None, Some(path)) => {
+            let seed = super::token::read_seed(path);
+            return seed.map(Some).map_err(|e| CommandError::Usage(e.to_string()));
+        }
         (None, None) => return Ok(None),
     };
     parse_seed(&seed).map(Some)

@@ -2,7 +2,9 @@
 //! calls through real sockets.
 
 use std::fmt::Write as _;
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use clap::Args;
 use http::{HeaderMap, Method, StatusCode, Uri};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::serve::Server;
@@ -29,6 +32,9 @@ use crate::store::Store;
 const SETTINGS: &str = r#"
 [log]
 level = "warn"
+
+[shutdown]
+grace = "1s"
 
 [[route]]
 path = "/"
@@ -57,18 +63,32 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
-        let demo = Demo::start().await?;
-        demo.show().await?;
-        if !args.once {
-            demo.invite();
-            tokio::signal::ctrl_c().await?;
-            println!();
-        }
-        demo.server.stop().await;
-        Ok(ExitCode::SUCCESS)
+        let (mut int, mut term) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stopped = pin!(async {
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+        });
+        demonstrate(args, stopped).await
     });
     runtime.shutdown_background();
-    outcome
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Shows everything, and goes on until `stopped` unless told otherwise; in any case it cleans up.
+async fn demonstrate(
+    args: &DemoArgs,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Failure> {
+    let demo = tokio::select! {
+        () = &mut stopped => return Ok(()),
+        demo = Demo::start() => demo?,
+    };
+    let shown = tokio::select! {
+        () = &mut stopped => Ok(()),
+        shown = demo.show(args.once) => shown,
+    };
+    demo.server.stop().await;
+    shown
 }
 
 /// A principal of the demo and its seed.
@@ -79,6 +99,19 @@ struct Caller {
 }
 
 impl Caller {
+    /// Keeps the seed in a file, as a service would.
+    fn keep(folder: &Path, principal: Principal, seed: Seed) -> Result<Self, Failure> {
+        let seed_file = folder.join(format!("{}.seed", principal.name.as_str()));
+        std::fs::write(&seed_file, seed.expose())?;
+        println!("created {principal}, seed in {}", seed_file.display());
+        Ok(Self { principal, seed, seed_file })
+    }
+
+    /// A shell's words for its current token.
+    fn token_command(&self) -> String {
+        format!("$({} token --seed-file {})", program(), quoted(&self.seed_file))
+    }
+
     fn token(&self) -> String {
         Generator::new(&self.seed, TokenParams::default()).token_at(SystemClock.now().unix)
     }
@@ -97,6 +130,7 @@ struct Demo {
     gate: String,
     api: String,
     ops: String,
+    admin: Caller,
     verifier: Caller,
     alice: Caller,
     bob: Caller,
@@ -121,18 +155,19 @@ impl Demo {
         println!("a gate at      {gate}  in front of a small upstream at {upstream}");
         println!("its API at     {api}");
         println!("its health at  {ops}/readyz, its metrics at {ops}/metrics\n");
-        let Principal { name, realm } = admin;
-        let credentials = Credentials { name, realm, proof: Proof::Seed(seed) };
+        let admin = Caller::keep(folder.path(), admin, seed)?;
+        let Principal { name, realm } = admin.principal.clone();
+        let credentials = Credentials { name, realm, proof: Proof::Seed(admin.seed.clone()) };
         let client = Client::new(&api, credentials, None, Arc::new(SystemClock))?;
         let caller = |name, realm| Self::create(&client, folder.path(), name, realm);
         let verifier = caller("verifier", "ungleich-auth").await?;
         let alice = caller("alice", "shop").await?;
         let bob = caller("bob", "lab").await?;
         println!();
-        Ok(Self { server, gate, api, ops, verifier, alice, bob, folder })
+        Ok(Self { server, gate, api, ops, admin, verifier, alice, bob, folder })
     }
 
-    /// Creates an entry through the API and keeps its seed in a file.
+    /// Creates an entry through the API.
     async fn create(
         client: &Client,
         folder: &Path,
@@ -143,15 +178,20 @@ impl Demo {
         let fields = [("name".into(), name.into()), ("realm".into(), realm.into())];
         let entry = client.create(fields.into_iter().collect()).await?;
         let seed = entry.seed.ok_or("the API shows the seed of a new entry")?;
-        let seed = Seed::parse(seed.expose())?;
-        let seed_file = folder.join(format!("{name}.seed"));
-        std::fs::write(&seed_file, seed.expose())?;
-        println!("created {principal}, seed in {}", seed_file.display());
-        Ok(Caller { principal, seed, seed_file })
+        Caller::keep(folder, principal, Seed::parse(seed.expose())?)
     }
 
-    /// The calls, each with its answer.
-    async fn show(&self) -> Result<(), Failure> {
+    /// The calls, each with its answer; then, unless `once`, lines to try, for ever.
+    async fn show(&self, once: bool) -> Result<(), Failure> {
+        self.calls().await?;
+        if !once {
+            self.invite();
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    async fn calls(&self) -> Result<(), Failure> {
         let (alice, bob) = (&self.alice, &self.bob);
         self.call("an authorised call", "/orders", Some((alice, alice.token())), 200).await?;
         self.call("a wrong token", "/orders", Some((alice, alice.stale_token())), 401).await?;
@@ -210,30 +250,47 @@ impl Demo {
 
     /// Lines to copy and paste.
     fn invite(&self) {
-        let program = std::env::current_exe().unwrap_or_else(|_| "otpgate".into());
-        let program = program.display();
-        println!("The gate goes on until Ctrl-C. Try:\n");
-        for (caller, path) in [(&self.alice, "/orders"), (&self.bob, "/orders")] {
+        println!("The gate goes on until Ctrl-C. Try, in another terminal:\n");
+        for caller in [&self.alice, &self.bob] {
             let Principal { name, realm } = &caller.principal;
-            let file = caller.seed_file.display();
             println!(
                 "curl -i -H 'X-Auth-Name: {name}' -H 'X-Auth-Realm: {realm}' \\\n     \
-                 -H \"X-Auth-Token: $({program} token --seed-file {file})\" {}{path}\n",
+                 -H \"X-Auth-Token: {}\" {}/orders\n",
+                caller.token_command(),
                 self.gate
             );
         }
-        let verifier = self.verifier.seed_file.display();
-        let alice = self.alice.seed_file.display();
         println!(
-            "curl -i -H 'Content-Type: application/json' {}/verify -d \"{{\n  \
-             \\\"auth_name\\\": \\\"verifier\\\", \\\"auth_realm\\\": \\\"ungleich-auth\\\", \
-             \\\"auth_token\\\": \\\"$({program} token --seed-file {verifier})\\\",\n  \
-             \\\"name\\\": \\\"alice\\\", \\\"realm\\\": \\\"shop\\\", \
-             \\\"token\\\": \\\"$({program} token --seed-file {alice})\\\" }}\"\n",
-            self.api
+            "curl -i -H 'Content-Type: application/json' {}/verify -d '{{\n  \
+             \"auth_name\": \"verifier\", \"auth_realm\": \"ungleich-auth\", \
+             \"auth_token\": \"'\"{}\"'\",\n  \
+             \"name\": \"alice\", \"realm\": \"shop\", \"token\": \"'\"{}\"'\" }}'\n",
+            self.api,
+            self.verifier.token_command(),
+            self.alice.token_command(),
+        );
+        println!(
+            "{} client list --server-url {} \\\n    \
+             --auth-name admin --auth-realm {} --auth-seed-file {}\n",
+            program(),
+            self.api,
+            self.admin.principal.realm,
+            quoted(&self.admin.seed_file),
         );
         println!("Everything lies in {} until then.", self.folder.path().display());
     }
+}
+
+/// This program, as a word for a shell.
+fn program() -> String {
+    quoted(&std::env::current_exe().unwrap_or_else(|_| "otpgate".into()))
+}
+
+/// A path as one word for a shell; plain ones stay readable.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 async fn print_answer(answer: reqwest::Response, expected: u16) -> Result<(), Failure> {

@@ -94,7 +94,7 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
         }
     }
     report.imported = new.len();
-    print(&report, &args);
+    super::print(&text_of(&report, &args))?;
     Ok(if report.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -179,19 +179,21 @@ fn is_same(old: &Entry, new: &Entry) -> bool {
     (old.id, &old.seed) == (new.id, &new.seed)
 }
 
-fn print(report: &Report, args: &ImportArgs) {
+fn text_of(report: &Report, args: &ImportArgs) -> String {
     let Report { imported, present, refused } = report;
     if args.json {
         let refused: Vec<_> = refused
             .iter()
             .map(|(record, reason)| json!({ "record": record, "reason": reason }))
             .collect();
-        println!("{}", json!({ "imported": imported, "present": present, "refused": refused }));
-        return;
+        return json!({ "imported": imported, "present": present, "refused": refused }).to_string();
     }
     let verb = if args.dry_run { "would be imported" } else { "imported" };
-    println!("{imported} {verb}, {present} there already, {} refused", refused.len());
+    let count = refused.len();
+    let mut text = format!("{imported} {verb}, {present} there already, {count} refused");
     for (record, reason) in refused {
-        println!("  {}: {reason}", printable(record));
+        // Names that were refused for their control characters are among them.
+        text.push_str(&format!("\n  {}: {reason}", printable(record)));
     }
+    text
 }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, import, token};
-use crate::cli::{Failure, Settings};
+use super::{block_on, import, print, token};
+use crate::cli::{Failure, Settings, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
 use crate::store::{Store, StoreError};
@@ -65,15 +65,16 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
 async fn init(settings: Settings) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings.load()?.store)?;
     let word = if store.init().await? { "is ready" } else { "was ready already" };
-    println!("the store {word}");
+    print(&format!("the store {word}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
     let config = args.settings.load()?;
     let realm = args.realm.as_deref().unwrap_or(config.realms.admin.as_str());
-    Name::parse(&args.name).map_err(|e| format!("--name {e}"))?;
-    let principal = Principal::parse(&args.name, realm).map_err(|e| format!("--realm {e}"))?;
+    Name::parse(&args.name).map_err(|e| Usage(format!("--name {e}")))?;
+    let principal =
+        Principal::parse(&args.name, realm).map_err(|e| Usage(format!("--realm {e}")))?;
     let seed = match &args.seed_file {
         Some(path) => token::read_seed(path)?,
         None => Seed::random(),
@@ -88,17 +89,19 @@ async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
         }
         other => other?,
     };
-    print_once(&entry, args.json);
+    let who = &entry.principal;
+    print_once(&entry, args.json)
+        .map_err(|e| format!("{e}; {who} was made, but nobody knows its seed"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The only time that the seed is shown here.
-fn print_once(entry: &Entry, as_json: bool) {
+fn print_once(entry: &Entry, as_json: bool) -> Result<(), Failure> {
     let Principal { name, realm } = &entry.principal;
     let seed = entry.seed.expose();
-    if as_json {
-        println!("{}", json!({ "id": entry.id, "name": name, "realm": realm, "seed": seed }));
+    print(&if as_json {
+        json!({ "id": entry.id, "name": name, "realm": realm, "seed": seed }).to_string()
     } else {
-        println!("id     {}\nname   {name}\nrealm  {realm}\nseed   {seed}", entry.id);
-    }
+        format!("id     {}\nname   {name}\nrealm  {realm}\nseed   {seed}", entry.id)
+    })
 }

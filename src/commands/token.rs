@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::cli::Failure;
+use crate::cli::{Failure, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Algorithm, Seed};
 use crate::otp::{Generator, TokenParams};
@@ -51,7 +51,7 @@ pub fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
         Some(path) => read_seed(path)?,
         None => {
             let text = std::env::var(SEED_VARIABLE).map(Zeroizing::new).map_err(|_| {
-                format!("no seed: name a file with --seed-file or set {SEED_VARIABLE}")
+                Usage(format!("no seed: name a file with --seed-file or set {SEED_VARIABLE}"))
             })?;
             Seed::parse(&text).map_err(|e| format!("the seed in {SEED_VARIABLE} {e}"))?
         }
@@ -61,11 +61,11 @@ pub fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
     let at = args.at.unwrap_or_else(|| SystemClock.now().unix);
     let generator = Generator::new(&seed, params);
     let token = generator.token_at(at);
-    if args.json {
-        println!("{}", json!({ "token": token, "seconds_left": generator.seconds_left(at) }));
+    super::print(&if args.json {
+        json!({ "token": token, "seconds_left": generator.seconds_left(at) }).to_string()
     } else {
-        println!("{token}");
-    }
+        token
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

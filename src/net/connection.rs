@@ -11,6 +11,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::sync::watch;
 
 use crate::config::Limits;
+use crate::logging::ACCESS;
 
 /// [`Connection::head`] while no head is being read.
 const NO_HEAD: usize = usize::MAX;
@@ -122,6 +123,20 @@ impl Connection {
     pub(super) fn head(&self) -> Option<usize> {
         let bytes = self.head.load(Ordering::Relaxed);
         (bytes != NO_HEAD).then_some(bytes)
+    }
+
+    /// Writes the access line of a request that no application gets to see. Only words of ours: what
+    /// cannot be read may hold anything.
+    pub(super) fn log_refused(&self, request_id: &str, status: u16, reason: &'static str) {
+        tracing::info!(
+            target: ACCESS,
+            request_id,
+            listener = self.listener,
+            client = self.peer.map(tracing::field::display),
+            status,
+            outcome = "malformed",
+            reason,
+        );
     }
 
     pub(super) fn head_grows(&self, bytes: usize) {

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
+use http::StatusCode;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{ALPN, IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
@@ -254,20 +255,21 @@ impl<S: IO> Guard<S> {
     fn refuse(&mut self, cx: &mut Context<'_>, why: Violation) -> Poll<io::Result<()>> {
         let (status, detail, cause) = match why {
             Violation::TooSlow => {
-                ("408 Request Timeout", "The request's head took too long.", "head_too_slow")
+                (StatusCode::REQUEST_TIMEOUT, "The request's head took too long.", "head_too_slow")
             }
             Violation::TooLarge => (
-                "431 Request Header Fields Too Large",
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "The request's head is too large.",
                 "head_too_large",
             ),
             Violation::Unreadable => {
-                ("400 Bad Request", "The request cannot be read.", "head_unreadable")
+                (StatusCode::BAD_REQUEST, "The request cannot be read.", "head_unreadable")
             }
         };
+        let request_id = new_request_id();
         self.metrics.connection_refused(self.connection.listener(), cause);
-        let body =
-            serde_json::json!({ "detail": detail, "request_id": new_request_id() }).to_string();
+        self.connection.log_refused(&request_id, status.as_u16(), cause);
+        let body = serde_json::json!({ "detail": detail, "request_id": request_id }).to_string();
         let date = pingora::protocols::http::date::get_cached_date();
         let answer = format!(
             "HTTP/1.1 {status}\r\nDate: {}\r\nContent-Type: application/json\r\n\

@@ -14,7 +14,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use pingora::ErrorType;
@@ -25,7 +26,7 @@ use pingora::server::ShutdownWatch;
 use tokio::sync::{mpsc, oneshot};
 use tower::ServiceExt as _;
 
-use super::Connection;
+use super::{Connection, new_request_id};
 use crate::config::Limits;
 
 /// Longest time, and most bytes, that an unread rest of a request's body is read for after the
@@ -38,6 +39,25 @@ const DRAIN_BYTES: usize = 8 << 20;
 /// Every request carries its [`Connection`] as an extension.
 pub struct TowerApp<S> {
     service: S,
+}
+
+/// What has become of a request's body.
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    /// Nobody has asked for it.
+    Untouched,
+    /// Some of it, or all, was read.
+    Begun,
+    /// It could not be read, or reading was broken off: where it ends is unknown.
+    Failed,
+}
+
+/// A head that does not reach the service.
+struct Refusal {
+    status: StatusCode,
+    detail: &'static str,
+    /// A bounded word for the log.
+    reason: &'static str,
 }
 
 type BodyResult = Result<Bytes, std::io::Error>;
@@ -63,14 +83,17 @@ where
     async fn exchange(&self, session: &mut ServerSession, limits: &Limits) -> Option<()> {
         let head = match check(session.req_header(), limits) {
             Ok(()) => head_of(session),
-            Err((status, detail)) => return refuse(session, status, detail).await,
+            Err(refusal) => return refuse(session, &refusal).await,
         };
         let is_head = head.method == Method::HEAD;
-        let (response, body_asked_for) = self.call(session, head, limits).await;
+        let (response, request_body) = self.call(session, head, limits).await;
         let (mut head, mut body) = response.into_parts();
-        let client_waits = !body_asked_for && session.get_header(EXPECT).is_some();
-        if client_waits {
-            // For "100 Continue": it will not send the body, or not at once.
+        let client_waits =
+            matches!(request_body, Reading::Untouched) && session.get_header(EXPECT).is_some();
+        let is_last = client_waits || matches!(request_body, Reading::Failed);
+        if is_last {
+            // It waits for "100 Continue" and will not send the body, or not at once; or where the
+            // body ends is unknown, and its rest must not be taken for the next request.
             session.set_keepalive(None);
         }
         frame(&mut head.headers, head.status, body.size_hint().exact());
@@ -83,7 +106,7 @@ where
             }
         }
         session.write_response_body(Bytes::new(), true).await.ok()?;
-        if client_waits { Some(()) } else { drain(session).await }
+        if is_last { Some(()) } else { drain(session).await }
     }
 
     /// Runs the service, and reads the request's body while, and only if, the service asks for it.
@@ -92,7 +115,7 @@ where
         session: &mut ServerSession,
         head: request::Parts,
         limits: &Limits,
-    ) -> (Response<Body>, bool) {
+    ) -> (Response<Body>, Reading) {
         let (wishes, mut wished) = mpsc::channel::<Wish>(1);
         let body = if session.is_body_empty() {
             drop(wishes);
@@ -104,26 +127,29 @@ where
                 Some((granted.await.ok()??, wishes))
             }))
         };
-        let mut asked_for = false;
+        let mut reading = Reading::Untouched;
         let mut call = pin!(self.service.clone().oneshot(Request::from_parts(head, body)));
         let response = loop {
             tokio::select! {
                 biased;
                 response = &mut call => break response,
                 Some(wish) = wished.recv() => {
+                    let so_far = std::mem::replace(&mut reading, Reading::Failed);
                     tokio::select! {
                         biased;
                         response = &mut call => break response,
-                        part = read(session, asked_for, limits) => {
+                        part = read(session, so_far, limits) => {
+                            if !matches!(part, Some(Err(_))) {
+                                reading = Reading::Begun;
+                            }
                             // An error means that the service has lost interest.
                             let _ = wish.send(part);
                         }
                     }
-                    asked_for = true;
                 }
             }
         };
-        (response.unwrap_or_else(|never| match never {}), asked_for)
+        (response.unwrap_or_else(|never| match never {}), reading)
     }
 }
 
@@ -147,7 +173,7 @@ where
             Ok(false) => return None,
             // The error may quote the request.
             Err(_) => {
-                refuse(&mut session, StatusCode::BAD_REQUEST, "Malformed request.").await;
+                refuse(&mut session, &bad("Malformed request.", "head_unreadable")).await;
                 return None;
             }
         }
@@ -189,41 +215,63 @@ fn frame(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>) {
         headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     } else if !headers.contains_key(CONTENT_LENGTH) {
         // HTTP/2 drops it.
-        headers.insert(TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 
 /// Answers what does not reach the service, and closes the connection.
-async fn refuse(session: &mut ServerSession, status: StatusCode, detail: &str) -> Option<()> {
-    let body = serde_json::json!({ "detail": detail }).to_string();
-    let mut head = ResponseHeader::build(status, Some(4)).ok()?;
+async fn refuse(session: &mut ServerSession, refusal: &Refusal) -> Option<()> {
+    let request_id = new_request_id();
+    if let Some(connection) = Connection::of(session) {
+        connection.log_refused(&request_id, refusal.status.as_u16(), refusal.reason);
+    }
+    let body = serde_json::json!({ "detail": refusal.detail, "request_id": &request_id });
+    let body = body.to_string();
+    let mut head = ResponseHeader::build(refusal.status, Some(4)).ok()?;
     head.insert_header(http::header::CONTENT_TYPE, "application/json").ok()?;
     head.insert_header(http::header::CACHE_CONTROL, "no-store").ok()?;
+    head.insert_header("x-request-id", request_id).ok()?;
     head.insert_header(CONTENT_LENGTH, body.len()).ok()?;
     session.write_error_response(head, body.into()).await.ok()
 }
 
-fn check(head: &request::Parts, limits: &Limits) -> Result<(), (StatusCode, &'static str)> {
+fn bad(detail: &'static str, reason: &'static str) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, detail, reason }
+}
+
+fn check(head: &request::Parts, limits: &Limits) -> Result<(), Refusal> {
     let bytes: usize = head.headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 4).sum();
     let target = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
     if head.headers.len() > limits.max_headers || bytes + target > limits.max_head_bytes {
-        return Err((
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "The request's head is too large.",
-        ));
+        return Err(Refusal {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            detail: "The request's head is too large.",
+            reason: "head_too_large",
+        });
     }
     if head.method == Method::CONNECT {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "Method \"CONNECT\" not allowed."));
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            detail: "Method \"CONNECT\" not allowed.",
+            reason: "method",
+        });
     }
-    if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
-        return Err((StatusCode::BAD_REQUEST, "A Host header is required."));
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|coding| !chunked(coding)) || codings.next().is_some() {
+        return Err(bad("The only Transfer-Encoding is \"chunked\".", "bad_framing"));
     }
-    Ok(())
+    match head.headers.get(HOST) {
+        // pingora has refused a second one.
+        Some(host) if host.to_str().is_ok_and(|host| host.parse::<Authority>().is_ok()) => Ok(()),
+        None if head.version != Version::HTTP_11 => Ok(()),
+        _ => Err(bad("A valid Host header is required.", "bad_host")),
+    }
 }
 
-async fn read(session: &mut ServerSession, continued: bool, limits: &Limits) -> Option<BodyResult> {
+async fn read(session: &mut ServerSession, so_far: Reading, limits: &Limits) -> Option<BodyResult> {
     let read = async {
-        if !continued && session.get_header(EXPECT).is_some() {
+        if matches!(so_far, Reading::Untouched) && session.get_header(EXPECT).is_some() {
             session.write_continue_response().await?;
         }
         session.read_request_body().await

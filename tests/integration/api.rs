@@ -475,6 +475,17 @@ async fn names_are_unique_within_their_realm() {
     assert_eq!(hidden.await.json, json!({"name": [message], "realm": [message]}));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_creations_of_one_name_one_succeeds() {
+    let gate = Gate::start().await;
+    let create = || gate.call(ADMIN, "POST", "/ungleichotp/", json!({"name": "one", "realm": "r"}));
+    let answers = futures_util::future::join_all((0..100).map(|_| create())).await;
+    let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.status == 201);
+    assert_eq!((made.len(), refused.len()), (1, 99));
+    let unique = json!({"non_field_errors": ["The fields name, realm must make a unique set."]});
+    assert!(refused.iter().all(|a| a.status == 400 && a.json == unique));
+}
+
 #[tokio::test]
 async fn concurrent_changes_all_take_effect_or_say_so() {
     let gate = Gate::start().await;
@@ -620,7 +631,7 @@ async fn every_request_leaves_a_line_and_no_secret() {
     let outcomes: Vec<_> = access.iter().map(|e| e["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["ok", "ok", "ok", "forbidden", "unproven"]);
     assert_eq!((&access[4]["reason"], &access[4]["path"]), (&json!("malformed"), &json!("/")));
-    assert_eq!(access[3]["principal"], "user@users");
+    assert_eq!((&access[3]["name"], &access[3]["realm"]), (&json!("user"), &json!("users")));
     for secret in [
         made["seed"].as_str().unwrap(),
         ADMIN_SEED,
@@ -636,6 +647,46 @@ async fn every_request_leaves_a_line_and_no_secret() {
         metrics.contains(r#"otpgate_requests_total{listener="api",outcome="ok",route="create"} 1"#)
     );
     assert!(metrics.contains(r#"outcome="forbidden",route="delete"} 1"#), "{metrics}");
+}
+
+/// Whatever a name or a path holds, a line of text stays one line, and its fields are ours.
+#[tokio::test]
+async fn lines_of_text_cannot_be_forged() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let gate = Gate::start().await;
+    let name = r#"x outcome=done" id=7 \"#;
+    let made = gate.create(json!({"name": name, "realm": "ungleich-admin"})).await;
+    let seed = made["seed"].as_str().unwrap().to_owned();
+    let triple = json!({
+        "auth_name": name, "auth_realm": "ungleich-admin", "auth_token": token(&seed),
+        "name": "z", "realm": "r",
+    });
+    assert_eq!(gate.send("POST", "/ungleichotp/", &triple).await.status, 201);
+    gate.send("GET", "/ungleichotp/a\"outcome=ok%0a%1b[2J", &triple).await;
+
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let ours: Vec<_> = text.lines().filter(|line| line.contains("otpgate::a")).collect();
+    assert_eq!(ours.len(), 5, "{text}");
+    for line in ours {
+        // Outside of quoted texts each field stands once.
+        let mut plain = String::new();
+        let (mut quoted, mut escaped) = (false, false);
+        for c in line.chars() {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if quoted => escaped = true,
+                '"' => quoted = !quoted,
+                _ if quoted => {}
+                c => plain.push(c),
+            }
+        }
+        assert_eq!(plain.matches(" outcome=").count(), 1, "{line}");
+        assert!(plain.matches(" id=").count() <= 1 && !line.contains('\u{1b}'), "{line}");
+    }
 }
 
 #[tokio::test]

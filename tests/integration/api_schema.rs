@@ -1,48 +1,50 @@
 //! Generated requests of every kind against a gate: what it answers must be what `/openapi.json` says.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use crate::api_harness::*;
+use crate::harness::{
+    ADMIN, ALICE, Sandbox, VERIFIER, http, output_within, python, stderr, stdout,
+};
+
+/// A run takes some 20 seconds of a whole processor.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_as_the_schema_says() {
-    let gate = Gate::start().await;
+    let sandbox = Sandbox::with_entries();
     // The hooks point generated numbers at these.
-    let pool: Vec<_> =
-        (1000..1500).map(|id| entry(id, (&format!("n{id}"), "pool", USER.2))).collect();
-    gate.store.insert(&pool).await.unwrap();
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let mut venv = Command::new(root.join("tests/tools/venv"));
-    let base = gate.base.clone();
-    let ran = tokio::task::spawn_blocking(move || {
-        let made = venv.stdin(Stdio::null()).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let python = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
-        Command::new(python.with_file_name("schemathesis"))
-            .args(["run", &format!("{base}/openapi.json"), "--no-color", "--max-examples=40"])
-            .args(["--phases=examples,coverage,fuzzing", "--seed=1"])
-            // Leniency is part of the API: unknown fields are skipped, numbers count as texts.
-            .arg("--exclude-checks=negative_data_rejection")
-            .env("SCHEMATHESIS_HOOKS", "schema_hooks")
-            .env("PYTHONPATH", root.join("tests/tools"))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("ADMIN_SEED", ADMIN.2)
-            .env("AUTH_SEED", AUTH.2)
-            .current_dir(root.join("target"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    })
-    .await
-    .unwrap();
-    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(ran.status.success(), "{text}{}", String::from_utf8_lossy(&ran.stderr));
+    let names: Vec<_> = (1000..1500).map(|id| (id, format!("n{id}"))).collect();
+    let pool: Vec<_> = names.iter().map(|(id, name)| (*id, name.as_str(), "pool", ALICE)).collect();
+    assert_eq!(sandbox.import(&pool), [""; 0]);
+    let gate = sandbox.serve("").ready().await;
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut schemathesis = Command::new(python().await.with_file_name("schemathesis"));
+    schemathesis
+        .args(["run", &format!("{}/openapi.json", gate.api), "--no-color", "--max-examples=40"])
+        .args(["--phases=examples,coverage,fuzzing", "--request-timeout=20"])
+        // The same requests every time: a failure must be due to a change.
+        .arg("--generation-deterministic")
+        // Leniency is part of the API: unknown fields are skipped, numbers count as texts.
+        .arg("--exclude-checks=negative_data_rejection")
+        .env("SCHEMATHESIS_HOOKS", "schema_hooks")
+        .env("PYTHONPATH", root.join("tests/tools"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("ADMIN_SEED", ADMIN)
+        .env("VERIFIER_SEED", VERIFIER)
+        .current_dir(sandbox.path(""));
+    let ran = output_within(PATIENCE, schemathesis).await;
+    assert!(ran.status.success(), "{}{}", stdout(&ran), stderr(&ran));
+
     // Requests that were all refused would show nothing.
-    let metrics = String::from_utf8(gate.metrics.render()).unwrap();
+    let metrics =
+        http().get(format!("{}/metrics", gate.ops)).send().await.unwrap().text().await.unwrap();
     for action in ["root", "list", "create", "show", "update", "delete", "verify", "options"] {
         let done =
             format!("otpgate_requests_total{{listener=\"api\",outcome=\"ok\",route=\"{action}\"}}");
         assert!(metrics.contains(&done), "no `{action}` was done: {metrics}");
     }
+    assert!(metrics.contains("otpgate_panics_total 0"), "{metrics}");
 }

@@ -132,6 +132,9 @@ async fn odd_requests_are_answered_in_json() {
         ("OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
         ("nonsense X-Auth-Token: 123456\r\n\r\n", 400),
         ("GET / HTTP/1.0\r\n\r\n", 403),
+        ("GET / HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
     ] {
         let answer = exchange(&gate, sent).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{sent:?}: {answer:?}");
@@ -142,6 +145,64 @@ async fn odd_requests_are_answered_in_json() {
     let many = "X: y\r\n".repeat(150);
     let answer = exchange(&gate, &format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+/// What follows a body whose end is unknown is no request.
+#[tokio::test]
+async fn nothing_is_smuggled_behind_a_broken_body() {
+    let gate = Gate::start().await;
+    let head = "POST /verify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    let next = "GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n";
+    for broken in ["zz\r\n", "fffffffffffffffff\r\n{}\r\n0\r\n\r\n"] {
+        let answers = exchange(&gate, &format!("{head}{broken}{next}")).await;
+        assert!(answers.starts_with("HTTP/1.1 400"), "{answers}");
+        assert!(answers.to_lowercase().contains("connection: close"), "{answers}");
+        assert_eq!(answers.matches("HTTP/1.1").count(), 1, "{answers}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_come_as_they_are() {
+    let gate = Gate::start().await;
+    let body = body_of(USER, json!({})).to_string();
+    let send = async |headers: &str| {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+        let length = body.len();
+        exchange(
+            &gate,
+            &format!("{head}{headers}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"),
+        )
+        .await
+    };
+    assert!(send("Content-Encoding: identity\r\n").await.starts_with("HTTP/1.1 200"));
+    assert!(send("Content-Encoding: gzip\r\n").await.starts_with("HTTP/1.1 415"));
+    assert!(send("Content-Encoding: identity, gzip\r\n").await.starts_with("HTTP/1.1 415"));
+    assert!(send("Transfer-Encoding: gzip, chunked\r\n").await.starts_with("HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn a_body_in_drops_is_cut_off() {
+    let mut setup = Setup::default();
+    setup.api.limits.body_timeout = Duration::from_millis(500);
+    let gate = Gate::start_with(setup).await;
+    let mut stream = TcpStream::connect(gate.address).await.unwrap();
+    let head = "POST /verify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+                Content-Length: 99999\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut read, mut write) = stream.split();
+    let mut answer = [0; 12];
+    let drops = async {
+        loop {
+            write.write_all(b" ").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = drops => {}
+        read = tokio::time::timeout(PATIENCE, read.read_exact(&mut answer)) => { read.unwrap().unwrap(); }
+    }
+    assert_eq!(&answer, b"HTTP/1.1 408");
 }
 
 #[tokio::test]

@@ -3,51 +3,46 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::Command;
+use std::time::Duration;
 
-use otpgate::entry::Seed;
 use serde_json::Value;
 
-use crate::api_harness::*;
+use crate::harness::{ADMIN, Sandbox, output_within, python, stderr, stdout};
+
+/// A replay takes some seconds, and waits for a time step to pass now and then.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Entries of preload.jsonl whose seeds are no base32: no token of theirs can ever be right, so they
 /// cannot be imported.
 const NOT_IMPORTABLE: [&str; 3] = ["p-bad", "p-empty", "p-auth-bad"];
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a program to its end. Blocks a thread, not the runtime.
-async fn output_of(mut command: std::process::Command) -> std::process::Output {
-    command.stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
-}
-
-async fn python() -> PathBuf {
-    let made = output_of(std::process::Command::new(root().join("tests/tools/venv"))).await;
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
-}
-
-/// Puts the preloaded entries into the store and writes those that were taken to a file.
-async fn preload(gate: &Gate, taken: &Path) {
+/// Imports the preloaded entries, behind the admin, and writes those that were taken to a file.
+fn preload(sandbox: &Sandbox) -> PathBuf {
     let text = std::fs::read_to_string(root().join("tests/conformance/preload.jsonl")).unwrap();
-    let (mut lines, mut entries, mut refused) = (String::new(), Vec::new(), Vec::new());
-    for (line, id) in text.lines().zip(100..) {
-        let value: Value = serde_json::from_str(line).unwrap();
-        let field = |name: &str| value[name].as_str().unwrap();
-        if Seed::parse(field("seed")).is_err() {
-            refused.push(field("alias").to_owned());
-            continue;
-        }
-        entries.push(entry(id, (field("name"), field("realm"), field("seed"))));
-        lines.push_str(line);
-        lines.push('\n');
-    }
-    assert_eq!(refused, NOT_IMPORTABLE);
-    gate.store.insert(&entries).await.unwrap();
-    std::fs::write(taken, lines).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let field = |line: &Value, name: &str| line[name].as_str().unwrap().to_owned();
+    let fields: Vec<_> =
+        lines.iter().map(|line| ["name", "realm", "seed"].map(|name| field(line, name))).collect();
+    let mut entries = vec![(1, "admin", "ungleich-admin", ADMIN)];
+    entries.extend(
+        (100..)
+            .zip(&fields)
+            .map(|(id, [name, realm, seed])| (id, name.as_str(), realm.as_str(), seed.as_str())),
+    );
+    let refused = sandbox.import(&entries);
+    let is_refused = |line: &Value| {
+        let whose = format!("({}@{})", field(line, "name"), field(line, "realm"));
+        refused.iter().any(|record| record.ends_with(&whose))
+    };
+    let (bad, good): (Vec<_>, Vec<_>) = lines.iter().partition(|line| is_refused(line));
+    assert_eq!(bad.iter().map(|line| field(line, "alias")).collect::<Vec<_>>(), NOT_IMPORTABLE);
+    let good: Vec<_> = good.iter().map(ToString::to_string).collect();
+    sandbox.write("preload.jsonl", &good.join("\n"))
 }
 
 /// The ids in the first column of the tables of docs/conformance.md.
@@ -60,25 +55,20 @@ fn listed() -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recorded_cases_match_but_for_what_the_docs_list() {
-    let gate = Gate::start_with(Setup { skew_steps: 3, ..Setup::default() }).await;
-    let folder = tempfile::tempdir().unwrap();
-    let taken = folder.path().join("preload.jsonl");
-    preload(&gate, &taken).await;
+    let sandbox = Sandbox::new();
+    let taken = preload(&sandbox);
+    let gate = sandbox.serve("[totp]\nskew = 3\n").ready().await;
 
-    let mut replay = std::process::Command::new(python().await);
+    let mut replay = Command::new(python().await);
     replay
         .arg(root().join("tests/conformance/replay.py"))
-        .args(["--quiet", "--base", &gate.base])
-        .args(["--admin-name", ADMIN.0, "--admin-realm", ADMIN.1, "--admin-seed", ADMIN.2])
+        .args(["--quiet", "--base", &gate.api])
+        .args(["--admin-name", "admin", "--admin-realm", "ungleich-admin", "--admin-seed", ADMIN])
         .arg("--preload")
         .arg(&taken);
-    let replayed = output_of(replay).await;
-    let text = String::from_utf8(replayed.stdout).unwrap();
-    assert!(
-        text.contains(" match, "),
-        "the replay did not end: {text}{}",
-        String::from_utf8_lossy(&replayed.stderr)
-    );
+    let replayed = output_within(PATIENCE, replay).await;
+    let text = stdout(&replayed);
+    assert!(text.contains(" match, "), "the replay did not end: {text}{}", stderr(&replayed));
 
     let of = |kind: &str| {
         let lines = text.lines().filter_map(|line| line.strip_prefix(kind));

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use otpgate::config::load::load;
 
+use crate::harness::{Sandbox, stderr, stdout};
+use crate::peers::echo::Echo;
+
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
@@ -36,6 +39,28 @@ fn every_line_of_the_manual_works() {
     assert!(text.contains("\nmax_stale = \"15s\"") && text.contains("\n[[route]]"), "{text}");
     let config = load_text(&text).unwrap();
     assert_eq!(config.routes.len(), 3);
+}
+
+/// What the manual shows for settings with a default is that default.
+#[test]
+fn the_manual_shows_the_defaults() {
+    let shown = load_text(&uncommented()).unwrap();
+    let default = load_text("").unwrap();
+    let settings = |mut config: otpgate::config::Config| {
+        // Where nothing is the default, the manual shows an example, and says so.
+        for limits in [&mut config.proxy.limits, &mut config.api.limits, &mut config.ops.limits] {
+            limits.max_body_bytes = None;
+        }
+        config.headers.identity_principal = None;
+        [
+            format!("{:?}", (config.proxy.limits, config.api.limits, config.ops.limits)),
+            format!("{:?}", (config.proxy.timeouts, config.api.reveal_seeds, config.realms)),
+            format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
+            format!("{:?}", (config.shutdown.grace, config.log)),
+            format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
+        ]
+    };
+    assert_eq!(settings(shown), settings(default));
 }
 
 #[test]
@@ -83,6 +108,41 @@ fn the_readme_example_works() {
     let example = readme.split("```toml").nth(1).unwrap().split("```").next().unwrap();
     let config = load_text(example).unwrap();
     assert_eq!(config.routes.len(), 2);
+}
+
+/// The lines of README, in its order, in one shell; a gate on free ports stands for the default one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_lines_work_when_pasted() {
+    let readme = read("README.md");
+    let by_hand = readme.split("## By hand, without a file").nth(1).unwrap();
+    let by_hand = by_hand.split("## What callers").next().unwrap();
+    let mut blocks: Vec<_> =
+        by_hand.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.remove(1), "otpgate serve --upstream 127.0.0.1:9000\n");
+    let bootstrap = blocks.remove(0);
+
+    let sandbox = Sandbox::new();
+    let shell = |text: &str| {
+        let program = Path::new(env!("CARGO_BIN_EXE_otpgate")).parent().unwrap();
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-euc", text]).current_dir(sandbox.path("")).env_clear().env("PATH", path);
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{text}: {}", stderr(&output));
+        stdout(&output)
+    };
+    shell(bootstrap);
+    let echo = Echo::start().await;
+    let gate = sandbox.serve(&format!("[proxy]\nupstream = '{}'\n", echo.address)).ready().await;
+    let rest = blocks
+        .concat()
+        .replace("http://127.0.0.1:8080", &gate.proxy)
+        .replace("http://127.0.0.1:8081", &gate.api);
+    let shown = tokio::task::block_in_place(|| shell(&rest));
+    assert_eq!(shown.matches("HTTP/1.1 200 OK").count(), 2, "{shown}");
+    assert!(shown.contains("2   ops             alice\n"), "{shown}");
+    assert!(shown.ends_with("{\"status\":\"OK\"}"), "{shown}");
+    assert_eq!(echo.seen(), 1);
 }
 
 #[test]

@@ -101,27 +101,34 @@ impl Sandbox {
     /// alice@shop (3) and bob@lab (4), taken in by `store import`.
     pub(crate) fn with_entries() -> Self {
         let sandbox = Self::new();
-        sandbox.import(&[
-            ("admin", "ungleich-admin", ADMIN),
-            ("verifier", "ungleich-auth", VERIFIER),
-            ("alice", "shop", ALICE),
-            ("bob", "lab", BOB),
+        let refused = sandbox.import(&[
+            (1, "admin", "ungleich-admin", ADMIN),
+            (2, "verifier", "ungleich-auth", VERIFIER),
+            (3, "alice", "shop", ALICE),
+            (4, "bob", "lab", BOB),
         ]);
+        assert_eq!(refused, [""; 0]);
         sandbox
     }
 
-    fn import(&self, entries: &[(&str, &str, &str)]) {
-        let dump: Vec<_> = (1..)
-            .zip(entries)
-            .map(|(pk, (name, realm, seed))| {
+    /// Takes entries (id, name, realm, seed) into its store, as ungleich-otp dumps them; the records
+    /// that were refused.
+    pub(crate) fn import(&self, entries: &[(u64, &str, &str, &str)]) -> Vec<String> {
+        let dump: Vec<_> = entries
+            .iter()
+            .map(|(pk, name, realm, seed)| {
                 let fields = json!({ "name": name, "realm": realm, "seed": seed });
                 json!({ "model": "otpauth.otpseed", "pk": pk, "fields": fields })
             })
             .collect();
         let file = self.write("dump.json", &Value::from(dump).to_string());
         let file = file.to_str().expect("UTF-8");
-        let output = run(&["store", "import", "--store", &self.store(), file]);
-        assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+        let output = run(&["store", "import", "--json", "--store", &self.store(), file]);
+        let report: Value = serde_json::from_str(&stdout(&output))
+            .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(&output), stderr(&output)));
+        let refused = report["refused"].as_array().expect("a list");
+        assert_eq!(output.status.success(), refused.is_empty());
+        refused.iter().map(|one| one["record"].as_str().expect("a text").to_owned()).collect()
     }
 
     /// Its SQLite store's URL.
@@ -326,6 +333,28 @@ pub(crate) fn run_with_input(mut command: Command, input: &str) -> Output {
         .expect("it is installed");
     child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
     child.wait_with_output().expect("it ends")
+}
+
+/// Runs a program to its end, at most for `limit`, without blocking the runtime.
+pub(crate) async fn output_within(limit: Duration, mut command: Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("it is installed");
+    let pid = i32::try_from(child.id()).expect("process ids are small");
+    let mut running = tokio::task::spawn_blocking(|| child.wait_with_output());
+    let Ok(ended) = tokio::time::timeout(limit, &mut running).await else {
+        // SAFETY: kill takes two integers; the process is our child and not yet waited for.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        panic!("not done within {limit:?}: {:?}", running.await);
+    };
+    ended.expect("no panic").expect("it is our child")
+}
+
+/// The interpreter of the tests' Python tools.
+pub(crate) async fn python() -> PathBuf {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/venv");
+    let made = output_within(Duration::from_secs(600), Command::new(venv)).await;
+    assert!(made.status.success(), "{}", stderr(&made));
+    PathBuf::from(stdout(&made).trim())
 }
 
 /// A free loopback port, for programs that cannot tell which one they took.

@@ -6,6 +6,7 @@ mod api;
 mod api_client;
 mod api_harness;
 mod api_schema;
+mod api_tls;
 mod api_wire;
 mod cli;
 mod conformance;

@@ -21,10 +21,18 @@ async fn health_is_green_while_serving_and_nothing_else_is_there() {
     for path in ["/livez", "/healthz", "/readyz", "/startupz"] {
         assert_eq!(get(&gate, path).await, (200, r#"{"status":"ok"}"#.to_owned()), "{path}");
     }
-    assert_eq!(get(&gate, "/").await.0, 404);
-    assert_eq!(get(&gate, "/ungleichotp/").await.0, 404);
+    for path in ["/", "/ungleichotp/", "/verify", "/metrics/", "//metrics", "/LIVEZ"] {
+        assert_eq!(
+            get(&gate, path).await,
+            (404, r#"{"detail":"Not found."}"#.to_owned()),
+            "{path}"
+        );
+    }
     let post = http().post(format!("{}/metrics", gate.ops)).send().await.unwrap();
-    assert_eq!(post.status(), 405);
+    assert_eq!(
+        (post.status(), &post.headers()["allow"]),
+        (405.try_into().unwrap(), &"GET,HEAD".parse().unwrap())
+    );
 }
 
 #[tokio::test]
@@ -173,6 +181,33 @@ async fn access_lines_tell_the_outcome_but_no_secret() {
     let log = gate.log_text();
     for secret in [bad.as_str(), good.as_str(), "hunter2", ALICE] {
         assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+/// Also a request that no application gets to see is in the log, under the id that its answer names.
+#[tokio::test]
+async fn refused_heads_leave_a_line_too() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let sandbox = Sandbox::with_entries();
+    let gate = sandbox.serve("").ready().await;
+    for base in [&gate.proxy, &gate.api, &gate.ops] {
+        let address = base.trim_start_matches("http://");
+        for head in ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\nConnection: close\r\n\r\n"] {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+            let body: Value =
+                serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+            let line = gate
+                .wait_for_log(|l| {
+                    l["target"] == "otpgate::access" && l["request_id"] == body["request_id"]
+                })
+                .unwrap();
+            assert_eq!((&line["status"], &line["outcome"]), (&400.into(), &"malformed".into()));
+        }
     }
 }
 

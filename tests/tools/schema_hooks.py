@@ -9,7 +9,8 @@ import schemathesis
 
 # Entries that the test puts there for requests to find, change and delete.
 POOL_START, POOL_SIZE = 1000, 500
-SEEDS = {name: os.environ[name.upper() + "_SEED"] for name in ("admin", "auth")}
+SEEDS = {name: os.environ[name.upper() + "_SEED"] for name in ("admin", "verifier")}
+REALMS = {"admin": "ungleich-admin", "verifier": "ungleich-auth"}
 AUTH_FIELDS = ("auth_name", "auth_realm", "auth_token")
 counter = itertools.count()
 
@@ -29,8 +30,8 @@ def is_verify(case):
 @schemathesis.auth(refresh_interval=None)
 class Triple:
     def get(self, case, context):
-        caller = "auth" if is_verify(case) else "admin"
-        return {"X-Auth-Name": caller, "X-Auth-Realm": "ungleich-" + caller, "X-Auth-Token": token(caller)}
+        caller = "verifier" if is_verify(case) else "admin"
+        return {"X-Auth-Name": caller, "X-Auth-Realm": REALMS[caller], "X-Auth-Token": token(caller)}
 
     def set(self, case, data, context):
         case.headers = {**(case.headers or {}), **data}
@@ -52,7 +53,7 @@ def before_call(context, case, **kwargs):
     if is_verify(case):
         # Half of what is to be verified is right.
         if number % 2 and all(isinstance(body.get(f), str) for f in ("name", "realm", "token")):
-            body.update(name="auth", realm="ungleich-auth", token=token("auth"))
+            body.update(name="verifier", realm="ungleich-auth", token=token("verifier"))
     elif ("realm" in body or case.method == "PATCH") and is_label(body.get("realm", "r")):
         # No two entries may have one name in one realm, which a schema cannot say.
         body["realm"] = uuid.uuid4().hex
