@@ -2,7 +2,7 @@
 //! refused, whatever the mode.
 
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Version, uri};
+use http::{HeaderMap, HeaderValue, Version, uri};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
@@ -31,19 +31,21 @@ pub(super) enum Kind {
 
 impl Kind {
     pub(super) fn of(request: &RequestHeader) -> Self {
-        let begins = |name: HeaderName, what: &str| {
-            let value = request.headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
-            let start = value.get(..what.len());
+        let begins = |text: &[u8], what: &str| {
+            let start = text.trim_ascii_start().get(..what.len());
             start.is_some_and(|start| start.eq_ignore_ascii_case(what.as_bytes()))
         };
+        let accepts = request.headers.get_all(ACCEPT).iter();
+        let mut accepts = accepts.flat_map(|list| list.as_bytes().split(|byte| *byte == b','));
+        let content = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         // As pingora decides whether to pass an upgrade on.
         let upgrade = request.headers.get(UPGRADE).map(HeaderValue::as_bytes);
         let websocket = upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"websocket"));
         if websocket && request.version == Version::HTTP_11 {
             Self::WebSocket
-        } else if begins(CONTENT_TYPE, "application/grpc") {
+        } else if content.is_some_and(|content| begins(content, "application/grpc")) {
             Self::Grpc
-        } else if begins(ACCEPT, "text/event-stream") {
+        } else if accepts.any(|accepted| begins(accepted, "text/event-stream")) {
             Self::Events
         } else {
             Self::Plain
@@ -289,6 +291,26 @@ mod tests {
         ] {
             assert_eq!(framed(bad), Err(BadHead::Framing), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn streams_are_told_from_plain_requests() {
+        let kind = |headers: &[_]| Kind::of(&request("GET", "/", headers));
+        for (header, expected) in [
+            (("Upgrade", "WebSocket"), Kind::WebSocket),
+            (("Upgrade", "h2c"), Kind::Plain),
+            (("Upgrade", "h2c, websocket"), Kind::Plain),
+            (("Accept", "text/event-stream"), Kind::Events),
+            (("Accept", "application/json, Text/Event-Stream;q=1"), Kind::Events),
+            (("Accept", "*/*"), Kind::Plain),
+            (("Content-Type", "application/grpc+proto"), Kind::Grpc),
+            (("Content-Type", "text/event-stream"), Kind::Plain),
+        ] {
+            assert_eq!(kind(&[header]), expected, "{header:?}");
+        }
+        let mut old = request("GET", "/", &[("Upgrade", "websocket")]);
+        old.set_version(Version::HTTP_10);
+        assert_eq!(Kind::of(&old), Kind::Plain);
     }
 
     #[test]
