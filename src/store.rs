@@ -8,30 +8,25 @@
 //! log. A log record carries a random nonce and the nonce of the record before it, so a follower can
 //! prove that it missed nothing, even where the whole server was emptied or restored in between.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
-use crate::clock::{Clock, SystemClock, UnixTime};
-use crate::entry::{Entry, EntryId, Overrides, Principal, PrincipalRef, Seed};
+use crate::clock::{Clock, SystemClock};
+use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::seal::{SealError, Sealer};
 
 mod log;
 pub mod open;
+mod payload;
 mod private_file;
 pub mod redis;
 pub mod sqlite;
 pub mod url;
 
 pub use log::MAX_BATCH;
-
-/// Length of a payload's JSON beside its texts: names of fields, numbers, settings.
-const PAYLOAD_ROOM: usize = 512;
 
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -242,23 +237,6 @@ pub struct Stored {
     pub entry: Result<Entry, StoreError>,
 }
 
-/// What is sealed of an entry: all but its principal and number, which its row says.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Payload<'a> {
-    // Base32 needs no JSON escapes, so reading borrows from the wiped buffer and copies nothing.
-    seed: &'a str,
-    #[serde(default)]
-    overrides: Overrides,
-    enabled: bool,
-    created_at: UnixTime,
-    updated_at: UnixTime,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expires_at: Option<UnixTime>,
-    #[serde(default, skip_serializing_if = "str::is_empty", borrow)]
-    comment: Cow<'a, str>,
-}
-
 /// Typed, sealed access to a [`Backend`].
 #[derive(Clone)]
 pub struct Store {
@@ -399,23 +377,8 @@ impl Store {
             .sealer
             .open(&row.principal, row.id, &row.blob)
             .map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })?;
-        let corrupt = |what: &dyn std::fmt::Display| {
-            StoreError::Corrupt(format!("entry of {}: {what}", row.principal))
-        };
-        // serde's message may quote the payload: say only where it stopped.
-        let p: Payload<'_> = serde_json::from_slice(&payload)
-            .map_err(|e| corrupt(&format_args!("not an entry (column {})", e.column())))?;
-        Ok(Entry {
-            id: row.id,
-            principal: row.principal.clone(),
-            seed: Seed::parse(p.seed).map_err(|e| corrupt(&format_args!("its seed {e}")))?,
-            overrides: p.overrides,
-            enabled: p.enabled,
-            created_at: p.created_at,
-            updated_at: p.updated_at,
-            expires_at: p.expires_at,
-            comment: p.comment.to_string(),
-        })
+        payload::read(row.id, &row.principal, &payload)
+            .map_err(|what| StoreError::Corrupt(format!("entry of {}: {what}", row.principal)))
     }
 
     fn stored(&self, row: Row) -> Stored {
@@ -440,26 +403,13 @@ impl Store {
     }
 
     fn put(&self, entry: &Entry, expect: Expect) -> Mutation {
-        let payload = Payload {
-            seed: entry.seed.expose(),
-            overrides: entry.overrides,
-            enabled: entry.enabled,
-            created_at: entry.created_at,
-            updated_at: entry.updated_at,
-            expires_at: entry.expires_at,
-            comment: entry.comment.as_str().into(),
-        };
-        // Room for all of it, escapes included: growing would leave copies of the seed behind.
-        let room = PAYLOAD_ROOM + payload.seed.len() + 6 * payload.comment.len();
-        let mut json = Zeroizing::new(Vec::with_capacity(room));
-        serde_json::to_writer(&mut *json, &payload).expect("plain data serialises");
-        debug_assert!(json.len() <= room);
+        let payload = payload::write(entry);
         Mutation {
             principal: entry.principal.clone(),
             expect,
             action: Action::Put {
                 id: entry.id,
-                blob: self.sealer.seal(&entry.principal, entry.id, &json),
+                blob: self.sealer.seal(&entry.principal, entry.id, &payload),
             },
         }
     }

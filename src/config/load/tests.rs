@@ -1,0 +1,352 @@
+//! Settings as operators write them, good and bad.
+
+use super::super::{Sealing, Target, UpstreamHttp};
+use super::*;
+use crate::entry::{Principal, Realm};
+use crate::policy::{Access, Grant, Mode};
+
+fn load_text(text: &str, env: &[(&str, &str)], flags: &[Flag]) -> Result<Config, ConfigError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let env = env.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
+    load(Some(file.path()), env, flags)
+}
+
+fn problems(text: &str) -> String {
+    load_text(text, &[], &[]).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let c = load_text("", &[], &[]).unwrap();
+    let tcp = |l: &[Listen]| l.iter().map(|l| l.address.clone()).collect::<Vec<_>>();
+    let at = |text: &str| vec![Address::Tcp(text.parse().unwrap())];
+    assert_eq!(tcp(&c.proxy.listen), at("127.0.0.1:8080"));
+    assert_eq!(tcp(&c.api.listen), at("127.0.0.1:8081"));
+    assert_eq!(tcp(&c.ops.listen), at("127.0.0.1:9464"));
+    assert_eq!(c.proxy.upstreams[0].targets, [Target::Host("127.0.0.1".into(), 9000)]);
+    assert_eq!(c.store.max_stale, Duration::from_secs(15));
+    assert!(matches!(c.store.sealing, Sealing::KeyFile { make: true, .. }));
+    assert_eq!(c.rules.default, RealmRules::default());
+    assert_eq!(c.realms.admin.as_str(), "ungleich-admin");
+    assert!(c.proxy.trusted_proxies.is_empty());
+}
+
+#[test]
+fn flags_beat_environment_beats_file() {
+    let file = "[proxy]\nupstream = 'file:1'\nlisten = '127.0.0.1:1'\n[log]\nlevel = 'warn'";
+    let env = [
+        ("OTPGATE_PROXY__UPSTREAM", "env:2"),
+        ("OTPGATE_PROXY__LISTEN", "['127.0.0.1:2', 'unix:/run/x']"),
+        ("OTPGATE_TOTP__SKEW", "2"),
+        ("OTPGATE_STORE__PREFIX", "123"),
+        ("OTPGATE_SEED", "not a setting"),
+    ];
+    let flag = Flag { name: "--upstream", key: "proxy.upstream", value: "flag:3".into() };
+    let c = load_text(file, &env, &[flag]).unwrap();
+    assert_eq!(c.proxy.upstreams[0].targets, [Target::Host("flag".into(), 3)]);
+    assert_eq!(c.proxy.listen.len(), 2);
+    assert_eq!(c.rules.default.skew_steps, 2);
+    assert_eq!(c.store.prefix, "123");
+    assert_eq!(c.log.level, "warn");
+}
+
+#[test]
+fn every_problem_is_named_at_once() {
+    let text = r#"
+        tpyo = 1
+        [proxy]
+        listen = ["nonsense", 5]
+        upstream = "ftp://x"
+        mode = "maybe"
+        trusted_proxies = ["10.0.0.0/33"]
+        [proxy.limits]
+        head_timeout = "0s"
+        max_headers = 1
+        [api]
+        tls_cert_file = "/absent.pem"
+        [store]
+        max_stale = 15
+        prefix = "{}"
+        [totp]
+        digits = 9
+        reuse = "once"
+        [realms]
+        admin = "same"
+        auth = "same"
+        [realms.billing]
+        skew = 11
+        [headers]
+        token = "x_auth_name"
+        [log]
+        format = "xml"
+        [[route]]
+        path = "/a/../b"
+        [[route]]
+        path = "/x"
+        public = true
+        allow = ["*"]
+        methods = ["get"]
+    "#;
+    let all = problems(text);
+    for expected in [
+        "tpyo: unknown key; known here: api, headers",
+        "proxy.listen: `nonsense` is no address",
+        "proxy.listen: expected a string or a table, found integer",
+        "proxy.upstream: `ftp://x`: the scheme is none of",
+        "proxy.mode: `maybe` is none of `enforce`, `report`",
+        "proxy.trusted_proxies: item 0: `10.0.0.0/33` is no network",
+        "proxy.limits.head_timeout: `0s` is not between 1ms and 365days",
+        "proxy.limits.max_headers: must be a whole number from 8 to 256",
+        "api.tls_cert_file: cannot read `/absent.pem`",
+        "api.tls_key_file: is missing",
+        "store.max_stale: expected a string",
+        "store.prefix: must be",
+        "totp.digits: must be a whole number from 6 to 8",
+        "totp.reuse: `once` is none of `window`",
+        "realms.auth: must differ",
+        "realms.billing.skew: must be a whole number from 0 to 10",
+        "headers.token: `name`, `realm` and `token` must differ",
+        "log.format: `xml` is none of",
+        "route[0].path: the path contains a dot segment",
+        "route[0].allow: is missing",
+        "route[1].allow: a route is public or has `allow`",
+        "route[1].methods: item 0: `get` is no method",
+    ] {
+        assert!(all.contains(expected), "{expected}\nin {all}");
+    }
+}
+
+#[test]
+fn problems_name_the_variable_or_flag_they_come_from() {
+    let env = [("OTPGATE_PROXY__LISTEN", "nonsense"), ("OTPGATE_PROXY__TPYO", "1")];
+    let flag = Flag { name: "--ops", key: "ops.listen", value: "x".into() };
+    let all = load_text("", &env, &[flag]).unwrap_err().to_string();
+    assert!(all.contains("proxy.listen (OTPGATE_PROXY__LISTEN): `nonsense`"), "{all}");
+    assert!(all.contains("proxy.tpyo (OTPGATE_PROXY__TPYO): unknown key"), "{all}");
+    assert!(all.contains("ops.listen (--ops): `x` is no address"), "{all}");
+}
+
+#[test]
+fn a_syntax_error_names_the_line_but_never_quotes_it() {
+    let all = problems("[store]\npassword = \"hunter2\n");
+    assert!(all.contains(", line 2: not TOML"), "{all}");
+    assert!(!all.contains("hunter2"), "{all}");
+    let absent = load(Some(Path::new("/absent.toml")), [], &[]).unwrap_err().to_string();
+    assert!(absent.contains("/absent.toml: cannot read the file"), "{absent}");
+}
+
+#[test]
+fn upstreams_are_of_one_kind() {
+    let group = |text: &str| {
+        load_text(&format!("[proxy]\nupstream = {text}"), &[], &[])
+            .map(|c| c.proxy.upstreams[0].clone())
+    };
+    let g = group("['http://a:1', 'b:2', 'http://[::1]']").unwrap();
+    assert_eq!(
+        g.targets,
+        [("a", 1), ("b", 2), ("::1", 80)].map(|(h, p)| Target::Host(h.into(), p))
+    );
+    let g = group("'h2c://a:1'").unwrap();
+    assert_eq!((g.http, g.tls.is_some()), (UpstreamHttp::Http2, false));
+    let g = group("{ url = 'https://a', http = 'auto', server_name = 'b' }").unwrap();
+    assert_eq!((g.http, g.tls.unwrap().server_name.as_str()), (UpstreamHttp::Auto, "b"));
+    assert_eq!(group("'unix:/run/s'").unwrap().targets, [Target::Unix("/run/s".into())]);
+    for bad in [
+        "[]",
+        "''",
+        "'a'",
+        "'http://'",
+        "'http://u:p@h'",
+        "'http://a/path'",
+        "'a:0'",
+        "'a:x'",
+        "['http://a', 'https://a']",
+        "['https://a', 'https://b']",
+        "'unix:relative'",
+        "{}",
+        "{ url = 'http://a', ca_file = '/absent' }",
+        "5",
+    ] {
+        assert!(group(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn routes_say_who_may_pass() {
+    let text = r#"
+        [[route]]
+        path = "/admin/"
+        methods = ["GET", "POST"]
+        hosts = ["A.example"]
+        allow = ["staff", "a@b@c", "*", { name = "x@y", realm = "z" }, { realm = "r@s" }]
+        mode = "report"
+        upstream = "other:1"
+        timeouts = { read = "5s" }
+        [[route]]
+        path = "/"
+        public = true
+    "#;
+    let c = load_text(text, &[], &[]).unwrap();
+    let route = &c.routes[0];
+    assert_eq!(route.prefix, "/admin");
+    assert_eq!(route.hosts, ["a.example"]);
+    assert_eq!(route.mode, Some(Mode::Report));
+    assert_eq!(c.proxy.upstreams[route.upstream.unwrap()].targets.len(), 1);
+    assert_eq!(route.timeouts.read, Some(Duration::from_secs(5)));
+    let principal = |n, r| Grant::Principal(Principal::parse(n, r).unwrap());
+    let realm = |r| Grant::Realm(Realm::parse(r).unwrap());
+    assert_eq!(
+        route.access,
+        Access::Allow(vec![
+            realm("staff"),
+            principal("a@b", "c"),
+            Grant::Anybody,
+            principal("x@y", "z"),
+            realm("r@s"),
+        ])
+    );
+    assert_eq!(c.routes[1].access, Access::Public);
+    assert_eq!(c.routes[1].prefix, "");
+}
+
+#[test]
+fn realms_inherit_from_totp() {
+    let text = "[totp]\nskew = 3\n[realms]\nadmin = 'root'\n[realms.'a.b']\ndigits = 8";
+    let c = load_text(text, &[], &[]).unwrap();
+    assert_eq!(c.realms.admin.as_str(), "root");
+    let rules = c.rules.of("a.b");
+    assert_eq!((rules.params.digits, rules.skew_steps), (8, 3));
+    assert_eq!(c.rules.of("other").params.digits, 6);
+}
+
+#[test]
+fn listeners_do_not_share_addresses_and_are_not_all_off() {
+    let all = problems("[proxy]\nlisten = '127.0.0.1:1'\n[ops]\nlisten = '127.0.0.1:1'");
+    assert!(all.contains("ops.listen: the address is also in `proxy.listen`"), "{all}");
+    let all = problems("[proxy]\nlisten = 'off'\n[api]\nlisten = 'off'");
+    assert!(all.contains("nothing would be served"), "{all}");
+}
+
+#[test]
+fn odd_shapes_are_problems_and_show_no_values() {
+    for (text, expected) in [
+        ("[[store]]\nurl = 's3cr3t'", "store: expected a table, found array"),
+        ("store = 's3cr3t'", "store: expected a table, found string"),
+        ("[store]\nurl.x = 's3cr3t'", "store.url: expected a string"),
+        ("[store]\npassword = ['s3cr3t']", "store.password: expected a string"),
+        ("[store]\npassword = { x = 's3cr3t' }", "store.password: expected a string"),
+        ("[store]\npasswrod = 's3cr3t'", "store.passwrod: unknown key"),
+        ("[store]\nurl = 'redis://u:s3cr3t@'", "store.url: names no host"),
+        ("[store]\npassword = 's3cr3t'", "store.password: is for Redis"),
+        ("[store]\n'' = 1", "store.: unknown key"),
+        ("[store]\nmax_stale = '1s'", "store.max_stale: must be at least 2s"),
+        ("route = 5", "route: expected an array of tables, found integer"),
+        ("route = [5]", "route[0]: expected a table, found integer"),
+        ("[route]\npath = '/'", "route: expected an array of tables, found table"),
+        ("[proxy]\nupstream = 'http://u:s3cr3t@h:1'", "proxy.upstream: an upstream takes no user"),
+        ("[proxy]\nthreads = 0", "proxy.threads: must be a whole number from 1 to 1024"),
+        ("[proxy]\nthreads = 100000", "proxy.threads: must be a whole number from 1 to 1024"),
+        ("[proxy.limits]\nmax_connections = 9000000000000000000", "from 1 to 1048576"),
+        ("[proxy.limits]\nmax_body_bytes = -5", "proxy.limits.max_body_bytes: must be"),
+        ("[proxy.limits]\nhead_timeout = '-5s'", "proxy.limits.head_timeout: `-5s` is no"),
+        ("[proxy.limits]\nhead_timeout = '500y'", "`500y` is not between 1ms and 365days"),
+        ("[proxy.health]\ninterval = '1ns'", "`1ns` is not between 1ms and 365days"),
+        ("[api]\nallowed_hosts = ['a:1']", "api.allowed_hosts: item 0: `a:1` is no host name"),
+        ("[api]\ntrusted_proxies = ['::ffff:10.0.0.0/104']", "is an IPv4 network"),
+        ("[log]\nlevel = ''", "log.level: is empty"),
+        ("[proxy.health]\npath = '/a b'", "proxy.health.path: `/a b` is no path"),
+        ("[proxy.health]\npath = \"/a\\r\\nx: y\"", "proxy.health.path: "),
+        ("[proxy]\nlisten = \"unix:/\\u0000\"", "a socket's path is absolute"),
+        ("[proxy]\nupstream = 'http://*:1'", "`http://*:1` is no upstream"),
+        (
+            "[proxy]\nupstream = { url = 'https://h', server_name = 'a b' }",
+            "proxy.upstream.server_name: `a b` is no name of a server",
+        ),
+        ("[totp]\nskew = 300", "totp.skew: must be a whole number from 0 to 10"),
+        ("[totp]\nskew = 256", "totp.skew: must be a whole number from 0 to 10"),
+        ("[totp]\ndigits = 262", "totp.digits: must be a whole number from 6 to 8"),
+        ("[totp]\ndigits = 6.0", "totp.digits: must be a whole number from 6 to 8"),
+        ("[totp]\nperiod = -30", "totp.period: must be a whole number from 5 to 3600"),
+        ("[realms.a]\n[realms.' a']", "the realm `a` is there already"),
+        ("[realms]\na = 5", "realms.a: unknown key"),
+        ("[headers]\nidentity_name = 'x_auth_token'", "headers.identity_name: identity headers"),
+        ("[headers]\nname = 'content_length'", "`content_length` has a meaning of its own"),
+    ] {
+        let all = problems(text);
+        assert!(all.contains(expected), "{text}: {all}");
+        assert!(!all.contains("s3cr3t"), "{text}: {all}");
+    }
+}
+
+#[test]
+fn odd_variables_are_problems_or_none_of_ours() {
+    for (name, value, expected) in [
+        ("OTPGATE_PROXY__", "1", "OTPGATE_PROXY__: is no setting"),
+        ("OTPGATE___X", "1", "OTPGATE___X: is no setting"),
+        ("OTPGATE____", "1", "OTPGATE____: is no setting"),
+        ("OTPGATE_TOTP__SKEW__X", "1", "totp.skew.x (OTPGATE_TOTP__SKEW__X): `skew` is not a"),
+        ("OTPGATE_ROUTE__0__PATH", "/", "route: expected an array of tables, found table"),
+        ("OTPGATE_TOTP__DIGITS", "7\nskew = 3", "totp.digits (OTPGATE_TOTP__DIGITS): must be"),
+    ] {
+        let all = load_text("[totp]\nskew = 2", &[(name, value), ("OTPGATE_OPS__X", "1")], &[]);
+        let all = all.unwrap_err().to_string();
+        assert!(all.contains(expected), "{name}: {all}");
+        assert!(all.contains("ops.x (OTPGATE_OPS__X): unknown key"), "{name}: {all}");
+    }
+    for name in ["OTPGATE_PORT", "OTPGATE_API_SERVICE_HOST", "OTPGATE_SEED", "otpgate_a__b"] {
+        assert!(load_text("", &[(name, "x")], &[]).is_ok(), "{name}");
+    }
+    let not_utf8 = std::os::unix::ffi::OsStringExt::from_vec(b"s3cr3t\xff".to_vec());
+    let env = [("OTPGATE_STORE__PASSWORD".into(), not_utf8)];
+    let all = load(Some(Path::new("/dev/null")), env, &[]).unwrap_err().to_string();
+    assert!(all.ends_with("OTPGATE_STORE__PASSWORD: is not UTF-8"), "{all}");
+}
+
+#[test]
+fn texts_in_the_environment_are_taken_as_they_are() {
+    for text in ["\"quoted\"", "'quoted' # no comment", "12", "true", "[1", "1\nx = 2", "{}"] {
+        let env = [
+            ("OTPGATE_STORE__URL", "redis://h"),
+            ("OTPGATE_STORE__SEALING", "off"),
+            ("OTPGATE_STORE__PASSWORD", text),
+        ];
+        let config = load_text("", &env, &[]).unwrap();
+        let crate::store::url::StoreUrl::Redis(url) = config.store.url else { panic!() };
+        assert_eq!(url.password.unwrap().expose(), text);
+    }
+}
+
+#[test]
+fn routes_that_are_never_reached_are_problems() {
+    let route =
+        |path: &str, rest: &str| format!("[[route]]\npath = '{path}'\npublic = true\n{rest}\n");
+    for (first, second) in [
+        (route("/a", ""), route("/a/", "")),
+        (route("/a", ""), route("/%61", "methods = ['GET']")),
+        (route("/a", "methods = ['GET', 'PUT']"), route("/a", "methods = ['PUT']")),
+        (route("/a", "hosts = ['h', 'i']"), route("/a", "hosts = ['I']\nmethods = ['GET']")),
+    ] {
+        let all = problems(&format!("{first}{second}"));
+        assert!(all.contains("route[1]: is never reached: route[0] takes"), "{all}");
+    }
+    for (first, second) in [
+        (route("/a", ""), route("/a/b", "")),
+        (route("/a", "methods = ['GET']"), route("/a", "")),
+        (route("/a", "methods = ['GET']"), route("/a", "methods = ['GET', 'PUT']")),
+        (route("/a", ""), route("/a", "hosts = ['h']")),
+        (route("/a", "hosts = ['h']"), route("/a", "hosts = ['h', 'i']")),
+    ] {
+        let both = format!("{first}{second}");
+        load_text(&both, &[], &[]).unwrap_or_else(|e| panic!("{both}: {e}"));
+    }
+    for path in ["/a?x", "/a#x", "/a;x", "/a;x/b", "a", "", "/a//b", "/a%2fb"] {
+        let all = problems(&route(path, ""));
+        assert!(all.contains("route[0].path: "), "{path}: {all}");
+    }
+    for host in ["*.example", "h:1", "", "u@h", "a b", "::1"] {
+        let all = problems(&route("/", &format!("hosts = ['{host}']")));
+        assert!(all.contains("route[0].hosts: item 0: "), "{host}: {all}");
+    }
+    load_text(&route("/", "hosts = ['[::1]', '127.0.0.1', 'A_b.example.']"), &[], &[]).unwrap();
+}
