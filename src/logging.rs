@@ -5,6 +5,7 @@
 //! that it cannot parse, the others call clients that leave errors, or say again what the gate says.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{EnvFilter, FilterFn};
@@ -57,6 +58,12 @@ pub fn log_panics(metrics: std::sync::Arc<crate::metrics::Metrics>) {
     }));
 }
 
+/// Milliseconds for a log line, to the microsecond: more digits are noise, and may look like a token.
+#[must_use]
+pub fn millis(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}
+
 fn is_safe(target: &str, level: Level) -> bool {
     !SILENT.iter().any(|part| is_of(target, part))
         && (level <= Level::INFO || !NOSY.iter().any(|name| is_of(target, name)))
@@ -84,6 +91,15 @@ mod tests {
             ("otpgate::proxy", Level::TRACE, true),
         ] {
             assert_eq!(is_safe(target, level), is, "{target} {level}");
+        }
+    }
+
+    #[test]
+    fn durations_are_short() {
+        for (nanos, text) in
+            [(83_490_001, "83.49"), (64_975, "0.065"), (0, "0"), (1_234_567_890_123, "1234567.89")]
+        {
+            assert_eq!(millis(Duration::from_nanos(nanos)).to_string(), text);
         }
     }
 

@@ -14,7 +14,7 @@ use http::{HeaderMap, Uri};
 use super::Api;
 use super::error::ApiError;
 use crate::entry::Principal;
-use crate::logging::ACCESS;
+use crate::logging::{ACCESS, millis};
 use crate::net::{Connection, new_request_id};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -89,7 +89,7 @@ pub(super) async fn edge(
         reason = note.reason,
         realm = note.caller.as_ref().map(|caller| caller.realm.as_str()),
         name = note.caller.as_ref().map(|caller| caller.name.as_str()),
-        duration_ms = took.as_secs_f64() * 1000.0,
+        duration_ms = millis(took),
     );
     response
 }

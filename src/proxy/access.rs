@@ -1,7 +1,7 @@
 //! One request from its head to its log line.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
 use pingora::proxy::Session;
@@ -14,6 +14,7 @@ use super::request::{Head, Kind};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
+use crate::logging::millis;
 use crate::net::Connection;
 use crate::policy::{Mode, Route, RouteTimeouts};
 use crate::verifier::Permit;
@@ -160,8 +161,6 @@ impl Gate {
         }
         let request = session.req_header();
         let who = exchange.proven();
-        // To the microsecond: more digits would be noise of the conversion.
-        let millis = |took: Duration| (took.as_secs_f64() * 1e6).round() / 1e3;
         let client = self.headers.client(&request.headers, &exchange.origin);
         // The path without its query, and only in its one reading: queries carry secrets, other
         // readings carry what was refused. Names stand here only when they are proven.
