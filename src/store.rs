@@ -273,6 +273,12 @@ impl Store {
         self.backend.kind()
     }
 
+    /// Whether it is a file of this machine, not a server that others may have filled.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.kind() == "sqlite"
+    }
+
     /// See [`Backend::init`].
     ///
     /// # Errors

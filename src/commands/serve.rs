@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::api::Api;
 use crate::cli::Failure;
@@ -22,7 +22,7 @@ use crate::net::service::TowerApp;
 use crate::ops::Ops;
 use crate::policy::Policy;
 use crate::proxy::{self, Upstreams};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::verifier::Verifier;
 
 /// Runs the gate until SIGTERM or SIGINT.
@@ -138,7 +138,9 @@ impl Server {
             // Probes and scrapes go on while callers drain.
             back.spawn(ops.run(app, closing_back.subscribe()));
         }
-        back.spawn(follow(store, directory.clone(), clock, metrics));
+        back.spawn(warn_about(store.clone()));
+        let follower = Follower::new(store, directory.clone(), clock, metrics);
+        back.spawn(async move { follower.run().await });
 
         let [proxy, api, ops] = addresses;
         info!(
@@ -198,31 +200,11 @@ fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<[Listener; 3], Failur
     }
 }
 
-/// Makes a local store usable, then keeps the directory current for as long as the gate runs.
-async fn follow(
-    store: Store,
-    directory: Arc<Directory>,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-) {
-    // A file of one's own is made; a shared server is never taken for new: it may have been emptied.
-    if store.kind() == "sqlite" {
-        match store.init().await {
-            Ok(true) => {
-                info!("the store is new: make the first admin with `otpgate store bootstrap`")
-            }
-            Ok(false) => {}
-            Err(StoreError::ReadOnly(why)) => info!(why, "the store takes no writes"),
-            Err(error) => error!(%error, "the store cannot be made ready"),
-        }
+/// Logs what an operator should know about how the store is set up.
+async fn warn_about(store: Store) {
+    for warning in store.warnings().await {
+        warn!("{warning}");
     }
-    let check = store.clone();
-    tokio::spawn(async move {
-        for warning in check.warnings().await {
-            warn!("{warning}");
-        }
-    });
-    Follower::new(store, directory, clock, metrics).run().await;
 }
 
 /// Realms that may be metric labels: those that the configuration names.

@@ -44,11 +44,37 @@ impl Follower {
 
     /// Follows for ever; dropping the future stops it.
     pub async fn run(self) -> ! {
+        if self.store.is_local() {
+            self.make_ready().await;
+        }
         let mut place = None;
         let mut pause = RETRY_MIN;
         loop {
             let error = self.follow(&mut place, &mut pause).await;
             self.note_trouble(&error);
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Makes a file of one's own if it is new. Only at the start, and never a shared server: what is
+    /// empty later, or there, may have been emptied.
+    async fn make_ready(&self) {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.store.init().await {
+                Ok(false) => return,
+                Ok(true) => {
+                    info!("the store is new: make the first admin with `otpgate store bootstrap`");
+                    return;
+                }
+                // What is there may be followed, if not written.
+                Err(StoreError::ReadOnly(why)) if self.store.list(None, 1).await.is_ok() => {
+                    warn!(why, "the store takes no writes");
+                    return;
+                }
+                Err(error) => self.note_trouble(&error),
+            }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(RETRY_MAX);
         }

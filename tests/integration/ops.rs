@@ -71,6 +71,21 @@ async fn a_file_that_is_no_store_is_red_and_named_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_gate_waits_for_the_folder_of_its_store() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path("later");
+    let url = format!("sqlite:{}", folder.join("otpgate.db").display());
+    let gate = sandbox.serve(&format!("[store]\nurl = '{url}'\nsealing = 'off'\n"));
+    eventually("the reason shows", || async {
+        let (status, body) = get(&gate, "/readyz").await;
+        (status == 503 && !body.contains("not answered yet")).then_some(())
+    })
+    .await;
+    std::fs::create_dir(&folder).unwrap();
+    gate.ready().await;
+}
+
+#[tokio::test]
 async fn promtool_finds_nothing_to_complain_about() {
     let sandbox = Sandbox::with_entries();
     let gate = sandbox.serve("[realms.shop]\nskew = 1\n").ready().await;
