@@ -56,8 +56,9 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
 }
 
 pub(super) fn read_api(mut s: Section) -> ApiConfig {
-    // Django's own bound on request bodies.
-    let default = Limits { max_body_bytes: Some(2_621_440), ..Limits::default() };
+    // Bodies are held in memory, unlike the proxy's; their bound is Django's own.
+    let default =
+        Limits { max_connections: 1_000, max_body_bytes: Some(2_621_440), ..Limits::default() };
     let config = ApiConfig {
         limits: read_limits(&mut s, default),
         listen: read_listen(&mut s, "127.0.0.1:8081"),
