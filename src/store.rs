@@ -74,7 +74,17 @@ pub struct Row {
     /// Which write made it so; 0 if it was damaged so far that it does not say.
     pub revision: Version,
     /// What [`Sealer::seal`] made.
-    pub blob: Vec<u8>,
+    pub blob: Blob,
+}
+
+/// A sealed payload, or, where sealing is off, a plain one. Cannot print itself.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Blob(pub Vec<u8>);
+
+impl std::fmt::Debug for Blob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{} bytes]", self.0.len())
+    }
 }
 
 /// What must be true of a principal's row for a write to happen.
@@ -94,7 +104,7 @@ pub enum Action {
         /// Its number: reserved by [`Backend::reserve_id`], kept from before, or imported.
         id: EntryId,
         /// Its new blob.
-        blob: Vec<u8>,
+        blob: Blob,
     },
     /// Removes it.
     Delete,
@@ -381,7 +391,7 @@ impl Store {
     pub fn unseal(&self, row: &Row) -> Result<Entry, StoreError> {
         let payload = self
             .sealer
-            .open(&row.principal, row.id, &row.blob)
+            .open(&row.principal, row.id, &row.blob.0)
             .map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })?;
         payload::read(row.id, &row.principal, &payload)
             .map_err(|what| StoreError::Corrupt(format!("entry of {}: {what}", row.principal)))
@@ -415,7 +425,7 @@ impl Store {
             expect,
             action: Action::Put {
                 id: entry.id,
-                blob: self.sealer.seal(&entry.principal, entry.id, &payload),
+                blob: Blob(self.sealer.seal(&entry.principal, entry.id, &payload)),
             },
         }
     }
@@ -426,5 +436,22 @@ impl Store {
             expect: Expect::At(old.revision),
             action: Action::Delete,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_do_not_print() {
+        let row = Row {
+            principal: Principal::parse("a", "r").unwrap(),
+            id: EntryId(1),
+            revision: Version(1),
+            blob: Blob(b"JBSWY3DPEHPK3PXP".to_vec()),
+        };
+        let shown = format!("{row:?}");
+        assert!(shown.contains("[16 bytes]") && !shown.contains("74, 66"), "{shown}");
     }
 }

@@ -106,14 +106,14 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Expect;
+    use crate::store::{Blob, Expect};
     use proptest::prelude::*;
 
     fn put(name: &str, id: u64) -> Mutation {
         Mutation {
             principal: Principal::parse(name, "r").unwrap(),
             expect: Expect::Absent,
-            action: Action::Put { id: EntryId(id), blob: Vec::new() },
+            action: Action::Put { id: EntryId(id), blob: Blob::default() },
         }
     }
 

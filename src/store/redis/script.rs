@@ -13,7 +13,7 @@ use redis::Cmd;
 
 use crate::entry::{EntryId, Principal};
 use crate::store::log::{self, RETENTION};
-use crate::store::{Action, Expect, Mutation, Nonce, Row, StoreError, Version};
+use crate::store::{Action, Blob, Expect, Mutation, Nonce, Row, StoreError, Version};
 
 /// What `meta` holds.
 pub(super) const FORMAT: &str = "otpgate 1";
@@ -128,7 +128,7 @@ pub(super) fn commit_arguments(keys: &Keys, batch: &[Mutation], nonce: &Nonce) -
             Expect::At(revision) => revision.to_string(),
         };
         let (id, blob) = match action {
-            Action::Put { id, blob } => (id.to_string(), blob.clone()),
+            Action::Put { id, blob } => (id.to_string(), blob.0.clone()),
             Action::Delete => (String::new(), Vec::new()),
         };
         arguments = arguments.with(member).with(expected).with(id);
@@ -184,7 +184,7 @@ pub(super) fn row(principal: Principal, id: Option<EntryId>, value: Option<&[u8]
     let (revision, own_id, blob) =
         value.and_then(parse_row).unwrap_or((Version(0), EntryId(0), Vec::new()));
     // Where the two differ, the one that is found by is right; then the blob does not open.
-    Row { principal, id: id.unwrap_or(own_id), revision, blob }
+    Row { principal, id: id.unwrap_or(own_id), revision, blob: Blob(blob) }
 }
 
 fn parse_row(value: &[u8]) -> Option<(Version, EntryId, Vec<u8>)> {
@@ -203,7 +203,7 @@ mod tests {
         let who = Principal::parse("a", "b").unwrap();
         let read = row(who.clone(), None, Some(b"12:7:blob:with:colons\x00\xff"));
         assert_eq!((read.revision, read.id), (Version(12), EntryId(7)));
-        assert_eq!(read.blob, b"blob:with:colons\x00\xff");
+        assert_eq!(read.blob.0, b"blob:with:colons\x00\xff");
         for junk in [&b""[..], b"junk", b"1:2", b"x:2:b", b"1:-2:b", b"\xff:2:b"] {
             let broken = row(who.clone(), Some(EntryId(9)), Some(junk));
             assert_eq!((broken.revision, broken.id), (Version(0), EntryId(9)), "{junk:?}");

@@ -8,7 +8,7 @@ use tracing::error;
 use super::file::{commit_error, store_error, tail};
 use crate::entry::{EntryId, Principal};
 use crate::store::log::{self, RETENTION, Record};
-use crate::store::{Action, Expect, Mutation, Nonce, Row, StoreError, Version};
+use crate::store::{Action, Blob, Expect, Mutation, Nonce, Row, StoreError, Version};
 
 /// A row of `entries` as SQLite gives it.
 type Raw = (u64, String, String, u64, Vec<u8>);
@@ -21,7 +21,7 @@ fn raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
 fn parse((id, realm, name, revision, blob): Raw) -> Option<Row> {
     match Principal::parse(&name, &realm) {
         Ok(principal) if principal.name.as_str() == name && principal.realm.as_str() == realm => {
-            Some(Row { principal, id: EntryId(id), revision: Version(revision), blob })
+            Some(Row { principal, id: EntryId(id), revision: Version(revision), blob: Blob(blob) })
         }
         _ => {
             error!(id, "a stored entry has an impossible name or realm, it is passed over");
@@ -174,7 +174,7 @@ fn write(
     for Mutation { principal, action, .. } in batch {
         let Action::Put { id, blob } = action else { continue };
         let (realm, name) = (principal.realm.as_str(), principal.name.as_str());
-        insert.execute(params![id.0, realm, name, version.0, blob])?;
+        insert.execute(params![id.0, realm, name, version.0, blob.0])?;
         largest_id = largest_id.max(id.0);
     }
     tx.prepare_cached("UPDATE state SET version = ?1, nonce = ?2, next_id = max(next_id, ?3)")?
