@@ -61,6 +61,12 @@ pub(crate) fn wrong_token(seed: &str) -> String {
         .expect("most tokens are wrong")
 }
 
+/// Whether a token stands in a text as a number of its own: within longer ones, such as fractions of
+/// seconds, every six digits turn up sooner or later.
+pub(crate) fn shows_token(text: &str, token: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit()).any(|number| number == token)
+}
+
 /// An HTTP client that follows nothing and knows no proxy.
 pub(crate) fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
