@@ -29,6 +29,7 @@ pub use tls::{Certificate, TlsError};
 
 use self::http::Driven;
 use accept::AcceptLoop;
+pub(crate) use socket::KEEPALIVE;
 use socket::Socket;
 
 /// Why an address of a listener cannot be opened.

@@ -79,6 +79,20 @@ pub struct Route {
 }
 
 impl Route {
+    /// A route for everything below `path`, a decoded path, with nothing of its own.
+    #[must_use]
+    pub fn new(path: &str, access: Access) -> Self {
+        Self {
+            prefix: path.trim_end_matches('/').to_owned(),
+            methods: Vec::new(),
+            hosts: Vec::new(),
+            access,
+            mode: None,
+            upstream: None,
+            timeouts: RouteTimeouts::default(),
+        }
+    }
+
     /// Whether `who` may pass.
     #[must_use]
     pub fn permits(&self, who: &Principal) -> bool {
@@ -137,15 +151,7 @@ impl Policy {
     #[must_use]
     pub fn new(mut routes: Vec<Route>) -> Self {
         if routes.is_empty() {
-            routes.push(Route {
-                prefix: String::new(),
-                methods: Vec::new(),
-                hosts: Vec::new(),
-                access: Access::Allow(vec![Grant::Anybody]),
-                mode: None,
-                upstream: None,
-                timeouts: RouteTimeouts::default(),
-            });
+            routes.push(Route::new("/", Access::Allow(vec![Grant::Anybody])));
         }
         routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
         Self { routes }
@@ -179,18 +185,6 @@ impl Policy {
 mod tests {
     use super::*;
 
-    fn route(path: &str, access: Access) -> Route {
-        Route {
-            prefix: path.trim_end_matches('/').to_owned(),
-            methods: Vec::new(),
-            hosts: Vec::new(),
-            access,
-            mode: None,
-            upstream: None,
-            timeouts: RouteTimeouts::default(),
-        }
-    }
-
     fn realm(name: &str) -> Access {
         Access::Allow(vec![Grant::Realm(Realm::parse(name).unwrap())])
     }
@@ -213,9 +207,9 @@ mod tests {
     #[test]
     fn the_longest_prefix_on_a_segment_boundary_governs() {
         let policy = Policy::new(vec![
-            route("/", realm("any")),
-            route("/admin/", realm("staff")),
-            route("/admin/public", Access::Public),
+            Route::new("/", realm("any")),
+            Route::new("/admin/", realm("staff")),
+            Route::new("/admin/public", Access::Public),
         ]);
         for (path, expected) in [
             ("/", realm("any")),
@@ -234,9 +228,9 @@ mod tests {
 
     #[test]
     fn a_wider_route_never_opens_what_a_narrower_one_closes() {
-        let mut narrow = route("/admin", realm("staff"));
+        let mut narrow = Route::new("/admin", realm("staff"));
         narrow.methods = vec!["GET".into()];
-        let policy = Policy::new(vec![route("/", Access::Public), narrow]);
+        let policy = Policy::new(vec![Route::new("/", Access::Public), narrow]);
         assert_eq!(access(&policy, "GET", "h", "/admin/x"), Some(realm("staff")));
         assert_eq!(access(&policy, "POST", "h", "/admin/x"), None);
         assert_eq!(access(&policy, "POST", "h", "/x"), Some(Access::Public));
@@ -244,9 +238,9 @@ mod tests {
 
     #[test]
     fn routes_of_one_path_are_alternatives_by_method() {
-        let mut read = route("/items", realm("readers"));
+        let mut read = Route::new("/items", realm("readers"));
         read.methods = vec!["GET".into(), "HEAD".into()];
-        let mut write = route("/items", realm("writers"));
+        let mut write = Route::new("/items", realm("writers"));
         write.methods = vec!["POST".into()];
         let policy = Policy::new(vec![read, write]);
         assert_eq!(access(&policy, "HEAD", "h", "/items"), Some(realm("readers")));
@@ -256,16 +250,19 @@ mod tests {
 
     #[test]
     fn a_route_for_a_host_comes_before_one_for_all() {
-        let mut special = route("/", realm("special"));
+        let mut special = Route::new("/", realm("special"));
         special.hosts = vec!["a.example".into()];
-        let policy = Policy::new(vec![route("/", realm("any")), special]);
+        let policy = Policy::new(vec![Route::new("/", realm("any")), special]);
         assert_eq!(access(&policy, "GET", "a.example", "/"), Some(realm("special")));
         assert_eq!(access(&policy, "GET", "b.example", "/"), Some(realm("any")));
     }
 
     #[test]
     fn parameters_never_lead_around_a_route() {
-        let policy = Policy::new(vec![route("/", Access::Public), route("/admin", realm("staff"))]);
+        let policy = Policy::new(vec![
+            Route::new("/", Access::Public),
+            Route::new("/admin", realm("staff")),
+        ]);
         let govern = |path: &str| policy.govern("GET", "h", &NormalPath::parse(path).unwrap());
         assert!(matches!(govern("/admin;x/y"), Governing::Ambiguous));
         assert!(matches!(govern("/admin/y;x=1"), Governing::Route(r) if !r.is_public()));
@@ -275,12 +272,12 @@ mod tests {
     #[test]
     fn grants_cover_whom_they_name() {
         let who = Principal::parse("alice", "staff").unwrap();
-        let covers = |grant| route("/", Access::Allow(vec![grant])).permits(&who);
+        let covers = |grant| Route::new("/", Access::Allow(vec![grant])).permits(&who);
         assert!(covers(Grant::Anybody));
         assert!(covers(Grant::Realm(Realm::parse("staff").unwrap())));
         assert!(!covers(Grant::Realm(Realm::parse("Staff").unwrap())));
         assert!(covers(Grant::Principal(who.clone())));
         assert!(!covers(Grant::Principal(Principal::parse("staff", "alice").unwrap())));
-        assert!(!route("/", Access::Allow(Vec::new())).permits(&who));
+        assert!(!Route::new("/", Access::Allow(Vec::new())).permits(&who));
     }
 }

@@ -21,7 +21,7 @@ const BACKLOG: u32 = 4096;
 /// Owner and group may connect.
 const UNIX_MODE: u32 = 0o660;
 /// Dead peers are noticed even where no time-out of HTTP applies, as on idle WebSockets.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+pub(crate) const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(60),
     interval: Duration::from_secs(15),
     count: 4,

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use pingora::lb::health_check::{HealthCheck as BackendCheck, HttpHealthCheck};
 use pingora::lb::{Backend, Backends};
+use pingora::protocols::ALPN;
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
-use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType};
@@ -41,14 +41,6 @@ const H2_STREAM_WINDOW: u32 = 512 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
 /// Sets the pool's keys of connections for WebSockets apart from those of their groups.
 const TUNNELS: u64 = 1 << 63;
-const KEEPALIVE: TcpKeepalive = TcpKeepalive {
-    idle: Duration::from_secs(60),
-    interval: Duration::from_secs(15),
-    count: 4,
-    #[cfg(target_os = "linux")]
-    user_timeout: Duration::ZERO,
-};
-
 /// Why the upstreams cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -249,7 +241,7 @@ fn template(
     options.connection_timeout = Some(timeouts.connect);
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.idle);
-    options.tcp_keepalive = Some(KEEPALIVE);
+    options.tcp_keepalive = Some(crate::net::KEEPALIVE);
     options.max_h2_streams = H2_STREAMS;
     options.h2_stream_window_size = Some(H2_STREAM_WINDOW);
     options.h2_connection_window_size = Some(H2_CONNECTION_WINDOW);

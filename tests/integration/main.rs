@@ -5,6 +5,7 @@
 mod api;
 mod api_client;
 mod api_harness;
+mod api_logs;
 mod api_schema;
 mod api_tls;
 mod api_wire;

@@ -4,24 +4,12 @@ use std::time::Duration;
 
 use otpgate::config::HeaderNames;
 use otpgate::entry::{Principal, Realm};
-use otpgate::policy::{Access, Grant, Mode, Route, RouteTimeouts};
+use otpgate::policy::{Access, Grant, Mode, Route};
 
 use crate::peers::echo::Echo;
 use crate::peers::gate::{Gate, Setup, plain};
 use crate::peers::until;
 use crate::peers::wire::{Answer, Connection, ask, header};
-
-fn route(path: &str, access: Access) -> Route {
-    Route {
-        prefix: path.trim_end_matches('/').to_owned(),
-        methods: Vec::new(),
-        hosts: Vec::new(),
-        access,
-        mode: None,
-        upstream: None,
-        timeouts: RouteTimeouts::default(),
-    }
-}
 
 fn realm(name: &str) -> Access {
     Access::Allow(vec![Grant::Realm(Realm::parse(name).unwrap())])
@@ -109,13 +97,13 @@ async fn every_401_is_the_same_and_keeps_the_connection() {
 async fn routes_say_who_may_pass() {
     let echo = Echo::start().await;
     let only_alice = Grant::Principal(Principal::parse("alice", "staff").unwrap());
-    let mut read_only = route("/read", realm("guests"));
+    let mut read_only = Route::new("/read", realm("guests"));
     read_only.methods = vec!["GET".into()];
     let mut setup = Setup::to(plain(echo.address));
     setup.routes = vec![
-        route("/staff/", realm("staff")),
-        route("/alice", Access::Allow(vec![only_alice])),
-        route("/health", Access::Public),
+        Route::new("/staff/", realm("staff")),
+        Route::new("/alice", Access::Allow(vec![only_alice])),
+        Route::new("/health", Access::Public),
         read_only,
     ];
     let gate = setup.start().await;
@@ -153,10 +141,10 @@ async fn routes_say_who_may_pass() {
 #[tokio::test]
 async fn no_spelling_of_a_host_leads_to_another_route() {
     let echo = Echo::start().await;
-    let mut special = route("/", realm("guests"));
+    let mut special = Route::new("/", realm("guests"));
     special.hosts = vec!["a.example".into()];
     let mut setup = Setup::to(plain(echo.address));
-    setup.routes = vec![route("/", Access::Public), special];
+    setup.routes = vec![Route::new("/", Access::Public), special];
     let gate = setup.start().await;
     let request = |host: &str, proof: &str| {
         format!("GET / HTTP/1.1\r\nHost: {host}\r\n{proof}Connection: close\r\n\r\n")
@@ -179,10 +167,10 @@ async fn no_spelling_of_a_host_leads_to_another_route() {
 #[tokio::test]
 async fn no_spelling_of_a_method_leads_to_another_route() {
     let echo = Echo::start().await;
-    let mut delete = route("/", realm("guests"));
+    let mut delete = Route::new("/", realm("guests"));
     delete.methods = vec!["DELETE".into()];
     let mut setup = Setup::to(plain(echo.address));
-    setup.routes = vec![delete, route("/", realm("staff"))];
+    setup.routes = vec![delete, Route::new("/", realm("staff"))];
     let gate = setup.start().await;
     for (method, status) in [("DELETE", 403), ("delete", 400), ("Delete", 400), ("trace", 400)] {
         let request = format!("{method} / HTTP/1.1\r\nHost: g\r\n{}\r\n", gate.proof());
@@ -196,7 +184,7 @@ async fn report_mode_forwards_everything_and_says_what_would_be_refused() {
     let echo = Echo::start().await;
     let mut setup = Setup::to(plain(echo.address));
     setup.mode = Mode::Report;
-    setup.routes = vec![route("/staff", realm("staff"))];
+    setup.routes = vec![Route::new("/staff", realm("staff"))];
     let gate = setup.start().await;
     let spoofed = "X-Auth-Name: alice\r\nX-Auth-Realm: staff\r\nx_auth_name: root\r\n".to_owned();
     for (path, proof) in [
@@ -225,7 +213,7 @@ async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let echo = Echo::start().await;
     let mut setup = Setup::to(plain(echo.address));
     setup.max_stale = Duration::from_millis(200);
-    setup.routes = vec![route("/", realm("staff")), route("/health", Access::Public)];
+    setup.routes = vec![Route::new("/", realm("staff")), Route::new("/health", Access::Public)];
     let mut gate = setup.start().await;
     assert_eq!(ask(gate.tcp(), gate.get("/")).await.status, 200);
     gate.store.stop();

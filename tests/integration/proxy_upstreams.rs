@@ -212,15 +212,9 @@ async fn an_upstream_over_tls_is_checked() {
     setup.upstreams.push(over_tls(echo.address, Some(&other), "localhost"));
     let any = otpgate::policy::Access::Allow(vec![otpgate::policy::Grant::Anybody]);
     for (path, upstream) in [("", 0), ("/other", 1)] {
-        setup.routes.push(otpgate::policy::Route {
-            prefix: path.into(),
-            methods: Vec::new(),
-            hosts: Vec::new(),
-            access: any.clone(),
-            mode: None,
-            upstream: Some(upstream),
-            timeouts: otpgate::policy::RouteTimeouts::default(),
-        });
+        let mut route = otpgate::policy::Route::new(path, any.clone());
+        route.upstream = Some(upstream);
+        setup.routes.push(route);
     }
     let gate = setup.start().await;
     for _ in 0..3 {
