@@ -13,6 +13,7 @@ mod cli;
 mod conformance;
 mod demo;
 mod directory_follow;
+mod dns;
 mod docs;
 mod gate;
 mod harness;

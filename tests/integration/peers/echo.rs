@@ -38,7 +38,11 @@ impl Echo {
 
     /// Says its name in `X-Upstream`.
     pub(crate) async fn named(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at(name, "127.0.0.1:0").await
+    }
+
+    pub(crate) async fn at(name: &'static str, address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = requests.clone();
