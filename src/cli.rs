@@ -121,9 +121,8 @@ impl ServeArgs {
 struct CheckArgs {
     #[command(flatten)]
     serve: ServeArgs,
-    /// Say nothing if all is well
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    form: commands::check::Form,
 }
 
 /// Why a command failed, for standard error.
@@ -151,7 +150,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => commands::serve::run(args.load()?),
         Command::Demo(args) => commands::demo::run(&args),
-        Command::Check(args) => commands::check::run(&args.serve.load()?, args.quiet),
+        Command::Check(args) => commands::check::run(args.serve.load(), args.form),
         Command::Token(args) => commands::token::run(&args),
         Command::Client(args) => commands::block_on(async {
             Ok(commands::client::run(args).await.unwrap_or_else(|error| {

@@ -3,26 +3,57 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::Args;
+use serde_json::json;
+
 use crate::cli::Failure;
 use crate::config::Config;
+use crate::config::load::ConfigError;
 use crate::metrics::Metrics;
 use crate::net::Certificate;
 use crate::proxy::Upstreams;
 use crate::store::Store;
 
-/// The configuration has loaded; checks what only opening its files shows.
+/// Arguments of `otpgate check` beside those of `serve`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Form {
+    /// Say nothing if all is well
+    #[arg(long, short)]
+    quiet: bool,
+    /// For machines: {"usable", "problems"}
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+}
+
+/// Tells what is wrong with what was loaded, and what only opening its files shows.
 ///
 /// # Errors
 /// All that cannot be used.
-pub fn run(config: &Config, quiet: bool) -> Result<ExitCode, Failure> {
-    let problems = problems(config);
+pub fn run(loaded: Result<Config, ConfigError>, form: Form) -> Result<ExitCode, Failure> {
+    let config = match loaded {
+        Ok(config) => config,
+        Err(error) if form.json => {
+            return print_json(error.0.iter().map(ToString::to_string).collect());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let problems = problems(&config);
+    if form.json {
+        return print_json(problems);
+    }
     if !problems.is_empty() {
         return Err(problems.join("\notpgate: ").into());
     }
-    if !quiet {
+    if !form.quiet {
         super::print("the configuration is usable")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_json(problems: Vec<String>) -> Result<ExitCode, Failure> {
+    let usable = problems.is_empty();
+    super::print(&json!({ "usable": usable, "problems": problems }).to_string())?;
+    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What would keep `serve` from starting, addresses that cannot be bound aside.

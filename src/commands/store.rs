@@ -25,6 +25,9 @@ enum StoreCommand {
     Init {
         #[command(flatten)]
         settings: Settings,
+        /// For machines: {"created"}
+        #[arg(long)]
+        json: bool,
     },
     /// Make the first admin entry, in a new store or one without it
     Bootstrap(BootstrapArgs),
@@ -56,16 +59,20 @@ struct BootstrapArgs {
 /// What failed.
 pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
     match args.command {
-        StoreCommand::Init { settings } => block_on(init(settings)),
+        StoreCommand::Init { settings, json } => block_on(init(settings, json)),
         StoreCommand::Bootstrap(args) => block_on(bootstrap(args)),
         StoreCommand::Import(args) => block_on(import::run(args)),
     }
 }
 
-async fn init(settings: Settings) -> Result<ExitCode, Failure> {
+async fn init(settings: Settings, as_json: bool) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings.load()?.store)?;
-    let word = if store.init().await? { "is ready" } else { "was ready already" };
-    print(&format!("the store {word}"))?;
+    let created = store.init().await?;
+    print(&match (as_json, created) {
+        (true, _) => json!({ "created": created }).to_string(),
+        (false, true) => "the store is ready".to_owned(),
+        (false, false) => "the store was ready already".to_owned(),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -123,6 +123,24 @@ fn check_looks_into_certificates() {
 }
 
 #[test]
+fn check_and_init_also_answer_machines() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.write("bad.toml", "[totp]\ndigits = 5\n");
+    let output = run(&["check", "--json", "--config", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let answer = json(&stdout(&output));
+    assert_eq!(answer["usable"], false);
+    assert!(answer["problems"][0].as_str().unwrap().starts_with("totp.digits: "), "{answer}");
+    let good = run(&["check", "--json", "--store", &sandbox.store()]);
+    assert_eq!(json(&stdout(&good)), serde_json::json!({ "usable": true, "problems": [] }));
+
+    for created in [true, false] {
+        let output = run(&["store", "init", "--json", "--store", &sandbox.store()]);
+        assert_eq!(json(&stdout(&output)), serde_json::json!({ "created": created }));
+    }
+}
+
+#[test]
 fn bootstrap_makes_the_first_admin_once() {
     let sandbox = Sandbox::new();
     let store = sandbox.store();
