@@ -14,7 +14,7 @@ use http::{Method, StatusCode, header, request};
 use serde_json::json;
 
 use crate::clock::Clock;
-use crate::config::{ApiConfig, HeaderNames, ReservedRealms};
+use crate::config::{API_MAX_BODY_BYTES, ApiConfig, HeaderNames, ReservedRealms};
 use crate::metrics::Metrics;
 use crate::net::Connection;
 use crate::store::Store;
@@ -135,9 +135,9 @@ impl Api {
         }
         note.action = action(resource, &head.method);
         negotiate::negotiate(head)?;
-        let limit = self.config.limits.max_body_bytes.and_then(|max| usize::try_from(max).ok());
+        let max_bytes = self.config.limits.max_body_bytes.unwrap_or(API_MAX_BODY_BYTES);
         let limits = body::Limits {
-            bytes: limit.unwrap_or(body::MAX_BYTES),
+            bytes: usize::try_from(max_bytes).unwrap_or(usize::MAX),
             time: self.config.limits.body_timeout,
         };
         let fields = body::read(&head.headers, body, limits).await?;

@@ -206,6 +206,9 @@ pub struct ProxyConfig {
     pub threads: Option<usize>,
 }
 
+/// The largest request body of the API, unless set otherwise: Django's own bound.
+pub const API_MAX_BODY_BYTES: u64 = 2_621_440;
+
 /// `[api]`.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {

@@ -15,6 +15,7 @@
 //! - [`verifier`] turns (claim, time) into a [`verifier::Permit`] or a [`verifier::Denied`].
 //! - [`policy`] says which principals may pass which route.
 //! - [`proxy`] forwards what holds a permit; [`api`] answers management and verify calls.
+//! - [`credentials`] finds the headers that carry a claim, for both.
 //! - [`net`] owns sockets: one accept loop for every listener, bounded in all directions.
 //! - [`ops`] answers health checks and metrics scrapes.
 //!
@@ -26,6 +27,7 @@ pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod credentials;
 pub mod directory;
 pub mod entry;
 pub mod logging;

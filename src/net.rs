@@ -24,7 +24,7 @@ pub mod service;
 mod socket;
 mod tls;
 
-pub use connection::{Connection, new_request_id};
+pub use connection::{Connection, new_request_id, refusal_body};
 pub use tls::{Certificate, TlsError};
 
 use self::http::Driven;
@@ -62,20 +62,11 @@ pub enum BindCause {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: cannot listen on `{}`: {}", self.listener, self.address_text(), self.cause)
+        write!(f, "{}: cannot listen on `{}`: {}", self.listener, self.address, self.cause)
     }
 }
 
 impl std::error::Error for BindError {}
-
-impl BindError {
-    fn address_text(&self) -> String {
-        match &self.address {
-            Address::Tcp(address) => address.to_string(),
-            Address::Unix(path) => format!("unix:{}", path.display()),
-        }
-    }
-}
 
 /// One bound address.
 struct Bound {

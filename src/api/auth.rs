@@ -1,6 +1,6 @@
 //! Who calls: the triple in the body or in the headers, proven by the verifier, the only way in.
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderValue};
 
 use super::Api;
 use super::body::Fields;
@@ -8,6 +8,7 @@ use super::edge::Note;
 use super::error::ApiError;
 use super::value::{LABEL, Value, check_text};
 use crate::config::HeaderNames;
+use crate::credentials::{Ambiguous, one_of_each};
 use crate::entry::PrincipalRef;
 use crate::otp::Token;
 use crate::verifier::{Permit, Refusal};
@@ -65,36 +66,25 @@ pub(super) fn prove(
 
 /// The triple in the headers; all parts are missing if all headers are.
 fn triple_of(headers: &HeaderMap, names: &HeaderNames) -> Result<[Option<Value>; 3], ApiError> {
-    let names = [&names.name, &names.realm, &names.token];
-    for header in headers.keys() {
-        if names.iter().any(|name| is_alias(header, name)) {
-            return Err(ApiError::Malformed(
-                "A credential header is spelled in an ambiguous way.".into(),
-            ));
-        }
-    }
-    let mut triple = [const { None }; 3];
-    for (name, slot) in names.into_iter().zip(&mut triple) {
-        let mut values = headers.get_all(name).iter();
-        *slot = values.next().map(|value| match std::str::from_utf8(value.as_bytes()) {
-            Ok(text) => Value::text(text.to_owned()),
-            Err(_) => Value::Other,
-        });
-        if values.next().is_some() {
-            return Err(ApiError::Malformed("A credential header is given twice.".into()));
-        }
-    }
-    Ok(triple)
-}
-
-/// Whether some server in between might take `header` for `name`: `x_auth_name`, `x.auth.name`.
-fn is_alias(header: &HeaderName, name: &HeaderName) -> bool {
-    let fold = |c: u8| if c.is_ascii_alphanumeric() { c } else { b'-' };
-    header != name && header.as_str().bytes().map(fold).eq(name.as_str().bytes().map(fold))
+    let found = one_of_each(headers, [&names.name, &names.realm, &names.token]);
+    let found = found.map_err(|ambiguous| {
+        let text = match ambiguous {
+            Ambiguous::Alias => "A credential header is spelled in an ambiguous way.",
+            Ambiguous::Duplicate => "A credential header is given twice.",
+        };
+        ApiError::Malformed(text.into())
+    })?;
+    let value_of = |value: &HeaderValue| match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => Value::text(text.to_owned()),
+        Err(_) => Value::Other,
+    };
+    Ok(found.map(|value| value.map(value_of)))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     #[test]

@@ -20,12 +20,9 @@ use super::error::ApiError;
 use super::value::Value;
 use super::{json, value};
 
-/// The largest body, as Django's default.
-pub(super) const MAX_BYTES: usize = 2_621_440;
-
 /// What a body has to itself; no entry's fields need more. Callers need not be proven to send one, so
 /// all bytes beyond it, of all bodies together, share [`BUDGET`]: without it, every connection might
-/// fill [`MAX_BYTES`].
+/// fill the limit of one.
 const SMALL_BYTES: usize = 16 << 10;
 /// Bytes of larger bodies that are held at once: a dozen of the largest.
 const LARGE_BYTES: u32 = 32 << 20;
@@ -278,6 +275,9 @@ async fn read_multipart(bytes: Bytes, boundary: String) -> Result<Fields, ApiErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::API_MAX_BODY_BYTES;
+
+    const MAX_BYTES: usize = API_MAX_BODY_BYTES as usize;
 
     #[tokio::test]
     async fn large_bodies_share_their_memory() {

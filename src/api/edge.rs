@@ -61,10 +61,8 @@ pub(super) async fn edge(
         Err(refusal) => Ok(refusal.into_response()),
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await,
     };
-    let mut response = answered.unwrap_or_else(|_| {
-        api.metrics.panics.inc();
-        ApiError::Panic.into_response()
-    });
+    // The panic hook counts and logs it.
+    let mut response = answered.unwrap_or_else(|_| ApiError::Panic.into_response());
 
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,6 +1,7 @@
 //! Lists of entries, in order of creation, page by page in bounded memory.
 
 use std::io;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -15,9 +16,9 @@ use super::error::{ApiError, json_response};
 use super::management::parameter;
 use super::value::{Value, check_integer};
 use super::{Api, Call};
-use crate::directory::TokenRules;
 use crate::entry::{EntryId, PrincipalRef};
 use crate::store::{Store, Stored};
+use crate::verifier::Verifier;
 
 /// Entries read from the store at once.
 const PAGE: usize = 500;
@@ -77,7 +78,7 @@ impl Api {
         let page = self.store.list(filter.after, PAGE).await?;
         let pages = Pages {
             store: self.store.clone(),
-            rules: self.verifier.directory().rules().clone(),
+            verifier: self.verifier.clone(),
             seed: view.seed,
             full: view.full,
             left: filter.limit.unwrap_or(u64::MAX),
@@ -97,7 +98,7 @@ impl Api {
 /// A list under way.
 struct Pages {
     store: Store,
-    rules: TokenRules,
+    verifier: Arc<Verifier>,
     seed: bool,
     full: bool,
     filter: Filter,
@@ -133,7 +134,8 @@ impl Pages {
     }
 
     fn write(&mut self, page: &[Stored], text: &mut String) {
-        let view = View { seed: self.seed, full: self.full, rules: &self.rules };
+        let view =
+            View { seed: self.seed, full: self.full, rules: self.verifier.directory().rules() };
         for stored in page.iter().filter(|stored| self.filter.takes(stored)) {
             if self.left == 0 {
                 return;

@@ -6,6 +6,7 @@ use http::HeaderName;
 
 use super::HeaderNames;
 use super::reader::Section;
+use crate::credentials::fold;
 
 pub(super) fn read_headers(mut s: Section) -> HeaderNames {
     let parse =
@@ -42,11 +43,6 @@ pub(super) fn read_headers(mut s: Section) -> HeaderNames {
     }
     s.finish();
     headers
-}
-
-/// A header's name as careless upstreams read it: everything but letters and digits as `-`.
-fn fold(name: &HeaderName) -> String {
-    name.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }
 
 /// Headers that cannot carry credentials or identity.

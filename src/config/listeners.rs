@@ -3,7 +3,10 @@
 use super::peers::{parse_host, parse_upstreams, read_listen, read_networks, read_upstream};
 use super::reader::Section;
 use super::routes::MODES;
-use super::{ApiConfig, HealthCheck, Limits, OpsConfig, ProxyConfig, Upstream, UpstreamTimeouts};
+use super::{
+    API_MAX_BODY_BYTES, ApiConfig, HealthCheck, Limits, OpsConfig, ProxyConfig, Upstream,
+    UpstreamTimeouts,
+};
 
 /// More would not help, and the system may not give them.
 const MAX_THREADS: usize = 1024;
@@ -56,9 +59,12 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
 }
 
 pub(super) fn read_api(mut s: Section) -> ApiConfig {
-    // Bodies are held in memory, unlike the proxy's; their bound is Django's own.
-    let default =
-        Limits { max_connections: 1_000, max_body_bytes: Some(2_621_440), ..Limits::default() };
+    // Bodies are held in memory, unlike the proxy's.
+    let default = Limits {
+        max_connections: 1_000,
+        max_body_bytes: Some(API_MAX_BODY_BYTES),
+        ..Limits::default()
+    };
     let config = ApiConfig {
         limits: read_limits(&mut s, default),
         listen: read_listen(&mut s, "127.0.0.1:8081"),

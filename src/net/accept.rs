@@ -1,6 +1,7 @@
 //! The accept loop of one bound address.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,26 +48,22 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         tokio::pin!(stopped);
         loop {
             tokio::select! {
-                           biased;
-                           () = &mut stopped => break,
-                           Some(_) = connections.join_next() => {}
-                           accepted = socket.accept() => match accepted {
-                               Ok((stream, peer)) => {
-                                   pause = PAUSE_MIN;
-                                   let connection =
-                                       Connection::new(
-            self.listener, peer, self.acceptor.is_some(), self.limits, self.stop.clone());
-                                   self.start(&mut connections, stream, connection);
-                               }
-                               Err(error) if is_the_peers(&error) => {}
-                               Err(error) => {
-                                   warn!(listener = self.listener, %error, "cannot accept connections, trying again");
-                                   self.metrics.connection_refused(self.listener, "accept_error");
-                                   sleep(pause).await;
-                                   pause = (pause * 2).min(PAUSE_MAX);
-                               }
-                           },
-                       }
+                biased;
+                () = &mut stopped => break,
+                Some(_) = connections.join_next() => {}
+                accepted = socket.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        pause = PAUSE_MIN;
+                        self.start(&mut connections, stream, peer);
+                    }
+                    Err(error) if is_the_peers(&error) => {}
+                    Err(error) => {
+                        self.note_trouble(&error);
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE_MAX);
+                    }
+                },
+            }
         }
         drop(socket);
         while connections.join_next().await.is_some() {}
@@ -74,11 +71,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
 
     /// Serves `stream` in a task of its own. Beyond the cap it is closed at once: a client that is
     /// told may go elsewhere, one in the kernel's queue can only wait.
-    fn start(&self, connections: &mut JoinSet<()>, stream: Stream, connection: Arc<Connection>) {
+    fn start(&self, connections: &mut JoinSet<()>, stream: Stream, peer: Option<IpAddr>) {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             self.metrics.connection_refused(self.listener, "limit");
             return;
         };
+        let tls = self.acceptor.is_some();
+        let connection = Connection::new(self.listener, peer, tls, self.limits, self.stop.clone());
         let open = Open::new(self.open.clone());
         let app = self.app.clone();
         let metrics = self.metrics.clone();
@@ -102,6 +101,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
             };
             metrics.connection_refused(connection.listener(), refused);
         });
+    }
+
+    fn note_trouble(&self, error: &io::Error) {
+        warn!(listener = self.listener, %error, "cannot accept connections, trying again");
+        self.metrics.connection_refused(self.listener, "accept_error");
     }
 }
 

@@ -144,6 +144,12 @@ impl Connection {
     }
 }
 
+/// The body of every refusal: little for the client, and the id that leads to the log.
+#[must_use]
+pub fn refusal_body(detail: &str, request_id: &str) -> String {
+    serde_json::json!({ "detail": detail, "request_id": request_id }).to_string()
+}
+
 /// A fresh random id for a request: 128 bits in hexadecimal digits.
 #[must_use]
 pub fn new_request_id() -> String {

@@ -33,7 +33,7 @@ use pingora::protocols::{ALPN, IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::watch;
 
-use super::connection::{Connection, new_request_id};
+use super::connection::{Connection, new_request_id, refusal_body};
 use crate::metrics::Metrics;
 
 mod passing;
@@ -269,7 +269,7 @@ impl<S: IO> Guard<S> {
         let request_id = new_request_id();
         self.metrics.connection_refused(self.connection.listener(), cause);
         self.connection.log_refused(&request_id, status.as_u16(), cause);
-        let body = serde_json::json!({ "detail": detail, "request_id": request_id }).to_string();
+        let body = refusal_body(detail, &request_id);
         let date = pingora::protocols::http::date::get_cached_date();
         let answer = format!(
             "HTTP/1.1 {status}\r\nDate: {}\r\nContent-Type: application/json\r\n\

@@ -26,7 +26,7 @@ use pingora::server::ShutdownWatch;
 use tokio::sync::{mpsc, oneshot};
 use tower::ServiceExt as _;
 
-use super::{Connection, new_request_id};
+use super::{Connection, new_request_id, refusal_body};
 use crate::config::Limits;
 
 /// Longest time, and most bytes, that an unread rest of a request's body is read for after the
@@ -225,8 +225,7 @@ async fn refuse(session: &mut ServerSession, refusal: &Refusal) -> Option<()> {
     if let Some(connection) = Connection::of(session) {
         connection.log_refused(&request_id, refusal.status.as_u16(), refusal.reason);
     }
-    let body = serde_json::json!({ "detail": refusal.detail, "request_id": &request_id });
-    let body = body.to_string();
+    let body = refusal_body(refusal.detail, &request_id);
     let mut head = ResponseHeader::build(refusal.status, Some(4)).ok()?;
     head.insert_header(http::header::CONTENT_TYPE, "application/json").ok()?;
     head.insert_header(http::header::CACHE_CONTROL, "no-store").ok()?;

@@ -14,7 +14,7 @@ use super::request::{Head, Kind};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
-use crate::logging::millis;
+use crate::logging::{ACCESS, millis};
 use crate::net::Connection;
 use crate::policy::{Mode, Route, RouteTimeouts};
 use crate::verifier::Permit;
@@ -165,7 +165,7 @@ impl Gate {
         // The path without its query, and only in its one reading: queries carry secrets, other
         // readings carry what was refused. Names stand here only when they are proven.
         info!(
-            target: "otpgate::access",
+            target: ACCESS,
             request_id = exchange.request_id,
             listener = exchange.listener,
             client = client.map(tracing::field::display),

@@ -1,9 +1,9 @@
 //! Credentials of a request: who it claims to be, in exactly one reading.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 
-use super::headers::spells;
 use crate::config::HeaderNames;
+use crate::credentials::{Ambiguous, one_of_each};
 use crate::entry::PrincipalRef;
 use crate::otp::Token;
 
@@ -24,10 +24,8 @@ pub(super) enum Claim<'a> {
 /// Why a request claims nothing that could be checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unclear {
-    /// A header is there more than once.
-    Duplicate,
-    /// A header's name is spelled in a way that an upstream may read as the right one.
-    Alias,
+    /// There is more than one reading of its headers.
+    Ambiguous(Ambiguous),
     /// A name or realm is empty, too long, not UTF-8, or has control characters.
     Malformed,
 }
@@ -36,8 +34,8 @@ impl Unclear {
     /// A bounded word for logs and metrics.
     pub(super) fn reason(self) -> &'static str {
         match self {
-            Self::Duplicate => "credential_duplicate",
-            Self::Alias => "credential_alias",
+            Self::Ambiguous(Ambiguous::Duplicate) => "credential_duplicate",
+            Self::Ambiguous(Ambiguous::Alias) => "credential_alias",
             Self::Malformed => "credential_malformed",
         }
     }
@@ -49,32 +47,14 @@ impl Unclear {
 /// # Errors
 /// If there is more than one reading, or none.
 pub(super) fn read<'a>(headers: &'a HeaderMap, names: &HeaderNames) -> Result<Claim<'a>, Unclear> {
-    let name = exactly_one(headers, &names.name)?;
-    let realm = exactly_one(headers, &names.realm)?;
-    let token = exactly_one(headers, &names.token)?;
-    let (Some(name), Some(realm), Some(token)) = (name, realm, token) else {
+    let found = one_of_each(headers, [&names.name, &names.realm, &names.token])
+        .map_err(Unclear::Ambiguous)?;
+    let [Some(name), Some(realm), Some(token)] = found else {
         return Ok(Claim::Missing);
     };
     let who = PrincipalRef::parse(text(name)?, text(realm)?).map_err(|_| Unclear::Malformed)?;
     let token = text(token).ok().and_then(Token::parse);
     Ok(Claim::Complete { who, token })
-}
-
-fn exactly_one<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'a HeaderValue>, Unclear> {
-    let mut found = None;
-    for (other, value) in headers {
-        if other == name {
-            if found.replace(value).is_some() {
-                return Err(Unclear::Duplicate);
-            }
-        } else if spells(other, name) {
-            return Err(Unclear::Alias);
-        }
-    }
-    Ok(found)
 }
 
 fn text(value: &HeaderValue) -> Result<&str, Unclear> {
@@ -83,6 +63,8 @@ fn text(value: &HeaderValue) -> Result<&str, Unclear> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -137,8 +119,11 @@ mod tests {
     #[test]
     fn two_of_one_are_refused_even_if_equal_or_others_miss() {
         for twice in [NAME, REALM, TOKEN] {
-            assert_eq!(claimed(&[NAME, REALM, TOKEN, twice]), Err(Unclear::Duplicate));
-            assert_eq!(claimed(&[twice, twice]), Err(Unclear::Duplicate));
+            assert_eq!(
+                claimed(&[NAME, REALM, TOKEN, twice]),
+                Err(Unclear::Ambiguous(Ambiguous::Duplicate))
+            );
+            assert_eq!(claimed(&[twice, twice]), Err(Unclear::Ambiguous(Ambiguous::Duplicate)));
         }
     }
 
@@ -157,8 +142,12 @@ mod tests {
             "x*auth^name",
         ] {
             let alias: (&str, &[u8]) = (alias, b"alice");
-            assert_eq!(claimed(&[alias]), Err(Unclear::Alias), "{alias:?}");
-            assert_eq!(claimed(&[NAME, REALM, TOKEN, alias]), Err(Unclear::Alias), "{alias:?}");
+            assert_eq!(claimed(&[alias]), Err(Unclear::Ambiguous(Ambiguous::Alias)), "{alias:?}");
+            assert_eq!(
+                claimed(&[NAME, REALM, TOKEN, alias]),
+                Err(Unclear::Ambiguous(Ambiguous::Alias)),
+                "{alias:?}"
+            );
         }
         for other in ["x-auth-names", "xauthname", "auth-name", "x--auth-name"] {
             assert!(claimed(&[NAME, REALM, TOKEN, (other, b"x")]).is_ok(), "{other}");
@@ -192,7 +181,7 @@ mod tests {
                 .collect();
             let exact = spelled == words.join("-");
             let got = claimed(&[NAME, REALM, TOKEN, (&cased, b"x")]);
-            let expected = if exact { Unclear::Duplicate } else { Unclear::Alias };
+            let expected = if exact { Unclear::Ambiguous(Ambiguous::Duplicate) } else { Unclear::Ambiguous(Ambiguous::Alias) };
             prop_assert_eq!(got, Err(expected));
         }
 

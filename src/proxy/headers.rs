@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use pingora::http::RequestHeader;
 
 use crate::config::HeaderNames;
+use crate::credentials::{folded, spells};
 use crate::entry::Principal;
 
 /// Carries the id that links an answer, a log line and the upstream's own logs.
@@ -29,22 +30,9 @@ const FORWARDING_PREFIX: &str = "x-forwarded-";
 /// Longest request id that is kept.
 const MAX_REQUEST_ID: usize = 128;
 
-/// How servers that make variables of header names may read `byte`: what is not a letter or digit
-/// is a hyphen.
-fn folded(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
-}
-
 fn begins(name: &str, folded_prefix: &str) -> bool {
     name.len() >= folded_prefix.len()
         && name.bytes().zip(folded_prefix.bytes()).all(|(a, b)| folded(a) == b)
-}
-
-/// Whether an upstream may read `name` as `protected`. Both are in lower case, as all header names.
-pub(super) fn spells(name: &HeaderName, protected: &HeaderName) -> bool {
-    let (name, protected) = (name.as_str(), protected.as_str());
-    name.len() == protected.len()
-        && name.bytes().zip(protected.bytes()).all(|(a, b)| folded(a) == folded(b))
 }
 
 fn spells_any(name: &str, list: &[&str]) -> bool {

@@ -8,6 +8,7 @@ use pingora::proxy::Session;
 use super::credentials::Unclear;
 use super::headers::REQUEST_ID;
 use super::request::{ALLOW, BadHead};
+use crate::net::refusal_body;
 use crate::verifier::Refusal as Unproven;
 
 /// Seconds after which trying again may help.
@@ -116,8 +117,7 @@ impl Refusal {
         session: &mut Session,
         request_id: &str,
     ) -> pingora::Result<()> {
-        let body = serde_json::json!({ "detail": self.detail(), "request_id": request_id });
-        let body = Bytes::from(body.to_string());
+        let body = Bytes::from(refusal_body(self.detail(), request_id));
         let mut response = ResponseHeader::build(self.status(), Some(8))?;
         response.insert_header(header::CONTENT_TYPE, "application/json")?;
         response.insert_header(header::CONTENT_LENGTH, body.len())?;

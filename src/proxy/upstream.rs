@@ -41,6 +41,7 @@ const H2_STREAM_WINDOW: u32 = 512 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
 /// Sets the pool's keys of connections for WebSockets apart from those of their groups.
 const TUNNELS: u64 = 1 << 63;
+
 /// Why the upstreams cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {

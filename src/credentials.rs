@@ -1,0 +1,65 @@
+//! Credential headers: found in exactly one reading, by everyone who takes them.
+//!
+//! Servers that make variables of header names fold `x_auth_name` and `x.auth.name` into
+//! `x-auth-name`; whoever compares names in only one spelling lets the other ones through.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Why headers have more than one reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ambiguous {
+    /// A header is there more than once.
+    Duplicate,
+    /// A header's name is spelled in a way that an upstream may read as the right one.
+    Alias,
+}
+
+/// How such servers may read a byte of a header's name, which is in lower case: what is not a letter
+/// or digit is a hyphen.
+#[must_use]
+pub fn folded(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+}
+
+/// A header's name as such servers may read it.
+#[must_use]
+pub fn fold(name: &HeaderName) -> String {
+    name.as_str().bytes().map(|byte| char::from(folded(byte))).collect()
+}
+
+/// Whether a server may read `name` as `protected`.
+#[must_use]
+pub fn spells(name: &HeaderName, protected: &HeaderName) -> bool {
+    let (name, protected) = (name.as_str(), protected.as_str());
+    name.len() == protected.len()
+        && name.bytes().zip(protected.bytes()).all(|(a, b)| folded(a) == folded(b))
+}
+
+/// The one value of each of `names`, `None` for those that are not there.
+///
+/// # Errors
+/// If any of them has more than one reading.
+pub fn one_of_each<'a>(
+    headers: &'a HeaderMap,
+    names: [&HeaderName; 3],
+) -> Result<[Option<&'a HeaderValue>; 3], Ambiguous> {
+    let [first, second, third] = names.map(|name| exactly_one(headers, name));
+    Ok([first?, second?, third?])
+}
+
+fn exactly_one<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Ambiguous> {
+    let mut found = None;
+    for (other, value) in headers {
+        if other == name {
+            if found.replace(value).is_some() {
+                return Err(Ambiguous::Duplicate);
+            }
+        } else if spells(other, name) {
+            return Err(Ambiguous::Alias);
+        }
+    }
+    Ok(found)
+}
