@@ -1,38 +1,22 @@
 //! What the API logs: access lines, audit events, never a secret.
 
-use std::sync::{Arc, Mutex};
-
 use serde_json::{Value, json};
 
 use crate::api_harness::*;
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use crate::log_lines::{Lines, collect};
 
 #[tokio::test]
 async fn every_request_leaves_a_line_and_no_secret() {
     let lines = Lines::default();
-    let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
         .with_max_level(tracing::Level::TRACE)
         // Its digits could look like a token.
         .without_time()
-        .with_writer(move || writer.clone())
+        .with_writer(lines.writer())
         .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = collect(subscriber);
     let gate = Gate::start().await;
     let made = gate.create(json!({"name": "x", "realm": "users"})).await;
     let path = format!("/ungleichotp/{}/", made["id"]);
@@ -41,7 +25,7 @@ async fn every_request_leaves_a_line_and_no_secret() {
     gate.call(USER, "DELETE", "/ungleichotp/3/", json!({})).await;
     gate.send("GET", "/?token=424242", &json!({"auth_token": "13579"})).await;
 
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = lines.text();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of =
         |target: &str| events.iter().filter(|e| e["target"] == target).cloned().collect::<Vec<_>>();
@@ -82,10 +66,9 @@ async fn every_request_leaves_a_line_and_no_secret() {
 #[tokio::test]
 async fn lines_of_text_cannot_be_forged() {
     let lines = Lines::default();
-    let writer = lines.clone();
     let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+        tracing_subscriber::fmt().with_ansi(false).with_writer(lines.writer()).finish();
+    let _guard = collect(subscriber);
     let gate = Gate::start().await;
     let name = r#"x outcome=done" id=7 \"#;
     let made = gate.create(json!({"name": name, "realm": "ungleich-admin"})).await;
@@ -97,7 +80,7 @@ async fn lines_of_text_cannot_be_forged() {
     assert_eq!(gate.send("POST", "/ungleichotp/", &triple).await.status, 201);
     gate.send("GET", "/ungleichotp/a\"outcome=ok%0a%1b[2J", &triple).await;
 
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = lines.text();
     let ours: Vec<_> = text.lines().filter(|line| line.contains("otpgate::a")).collect();
     assert_eq!(ours.len(), 5, "{text}");
     for line in ours {

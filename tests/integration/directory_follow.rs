@@ -78,25 +78,7 @@ impl Drop for Gate {
     }
 }
 
-/// Each test on a file and on one Redis.
-macro_rules! on_both {
-    ($($test:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Rig::sqlite().await).await;
-            })*
-        }
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Rig::redis().await).await;
-            })*
-        }
-    };
-}
-
-on_both!(
+on_stores!([sqlite, redis] [
     changes_come_into_force,
     it_fails_closed_and_recovers,
     it_is_stale_before_the_first_load,
@@ -105,7 +87,7 @@ on_both!(
     a_broken_entry_is_unavailable_alone,
     it_keeps_up_with_concurrent_writers,
     a_short_outage_needs_no_full_load,
-);
+]);
 
 /// Takes the store away.
 fn break_store(rig: &mut Rig) {

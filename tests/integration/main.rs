@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[macro_use]
+mod store_rig;
+
 mod api;
 mod api_client;
 mod api_harness;
@@ -18,6 +21,7 @@ mod docs;
 mod gate;
 mod harness;
 mod layering;
+mod log_lines;
 mod ops;
 mod peers;
 mod proxy_auth;
@@ -31,5 +35,4 @@ mod serve;
 mod store_contract;
 mod store_histories;
 mod store_redis;
-mod store_rig;
 mod store_sqlite;

@@ -6,6 +6,7 @@ use otpgate::config::HeaderNames;
 use otpgate::entry::{Principal, Realm};
 use otpgate::policy::{Access, Grant, Mode, Route};
 
+use crate::log_lines::{Lines, collect};
 use crate::peers::echo::Echo;
 use crate::peers::gate::{Gate, Setup, plain};
 use crate::peers::until;
@@ -289,35 +290,16 @@ async fn forwarding_headers_and_request_ids_are_kept_from_trusted_proxies_only()
     }
 }
 
-/// Collects log lines of one thread.
-#[derive(Clone, Default)]
-struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn one_line_tells_of_a_request_what_may_be_told() {
-    let log = Log::default();
-    let writer = log.clone();
+    let log = Lines::default();
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
+        .with_writer(log.writer())
         .finish();
-    // With only one dispatcher, tracing asks that of the thread which happens to come first; other
-    // tests' threads have none.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     // The test's runtime has this one thread.
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = collect(subscriber);
     let (_echo, gate) = started().await;
     let token = gate.token(&gate.alice);
     let answers = [
@@ -333,7 +315,7 @@ async fn one_line_tells_of_a_request_what_may_be_told() {
     let line_of = |answer: &Answer| {
         let id = answer.header("x-request-id").map(ToOwned::to_owned);
         let id = id.unwrap_or_else(|| answer.json()["request_id"].as_str().unwrap().to_owned());
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let text = log.text();
         let lines: Vec<serde_json::Value> = text
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -364,7 +346,7 @@ async fn one_line_tells_of_a_request_what_may_be_told() {
     assert_eq!(unproven["reason"], "credentials_missing");
     let unclear = line_of(&answers[2]).unwrap();
     assert_eq!((&unclear["status"], &unclear["reason"]), (&400.into(), &"bad_path".into()));
-    let all = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let all = log.text();
     for secret in ["secret", "mallory", "..", &token] {
         assert!(!all.contains(secret), "{secret} in {all}");
     }

@@ -9,31 +9,7 @@ use otpgate::store::{MAX_BATCH, Step, Store, StoreError, Stored, Version};
 use crate::redis_server::LIMIT;
 use crate::store_rig::{Follow, Rig, create, entry, opened, stored, who};
 
-/// Each test three times.
-macro_rules! contract {
-    ($($test:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Rig::sqlite().await).await;
-            })*
-        }
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Rig::redis().await).await;
-            })*
-        }
-        mod redis_cluster {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Rig::cluster().await).await;
-            })*
-        }
-    };
-}
-
-contract!(
+on_stores!([sqlite, redis, cluster] [
     a_store_is_made_once,
     nothing_works_before_it_is_made,
     entries_are_found_by_name_and_number,
@@ -57,7 +33,7 @@ contract!(
     nothing_readable_is_stored,
     a_moved_blob_does_not_open,
     another_key_does_not_open,
-);
+]);
 
 async fn get(store: &Store, who: &otpgate::entry::Principal) -> Option<Stored> {
     store.get(who.into()).await.expect("the store answers")

@@ -170,13 +170,4 @@ async fn histories_match_the_model(rig: Rig) {
     });
 }
 
-macro_rules! histories {
-    ($($kind:ident),*) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $kind() {
-            histories_match_the_model(Rig::$kind().await).await;
-        })*
-    };
-}
-
-histories!(sqlite, redis, cluster);
+on_stores!([sqlite, redis, cluster][histories_match_the_model]);

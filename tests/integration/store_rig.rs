@@ -12,6 +12,22 @@ use otpgate::store::url::StoreUrl;
 use otpgate::store::{Feed, Position, Row, Step, Store, StoreError, Stored, Version};
 use tempfile::TempDir;
 
+/// Each of `tests`, functions that take a [`Rig`], on every kind of store that is named: a module a
+/// kind.
+macro_rules! on_stores {
+    ([$($kind:ident),+] $tests:tt) => {
+        $(on_stores!(@one $kind $tests);)+
+    };
+    (@one $kind:ident [$($test:ident),+ $(,)?]) => {
+        mod $kind {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::store_rig::Rig::$kind().await).await;
+            })+
+        }
+    };
+}
+
 use crate::redis_server::{LIMIT, Options, RedisCluster, RedisServer, command};
 
 /// One place where entries are kept.
