@@ -335,6 +335,10 @@ pub struct Entry {
     pub principal: Principal,
     /// The shared secret.
     pub seed: Seed,
+    /// Which of the entry's seeds that is: 0 for the first, one more with every rotation.
+    pub serial: u32,
+    /// The seed before the last rotation, while it is still accepted.
+    pub previous: Option<Retiring>,
     /// Settings of its own; unset ones follow its realm's.
     pub overrides: Overrides,
     /// A disabled entry is refused like an unknown one.
@@ -348,6 +352,38 @@ pub struct Entry {
     /// For people.
     pub comment: String,
 }
+
+/// A seed that was replaced, but is accepted for a while, so that its holders can change over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retiring {
+    /// The shared secret.
+    pub seed: Seed,
+    /// As [`Entry::serial`].
+    pub serial: u32,
+    /// From when on it is refused.
+    pub until: UnixTime,
+}
+
+/// Which seed is accepted beside a new one, where a rotation comes before the last one's overlap is
+/// over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Keep {
+    /// The newest one so far: callers have changed over to it.
+    Current,
+    /// The one before it: nobody uses the newest one yet.
+    Previous,
+}
+
+/// A rotation would drop a seed that callers may use; see [`Entry::rotate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an earlier rotation overlaps until {until}")]
+pub struct Overlapping {
+    /// When the earlier overlap ends.
+    pub until: UnixTime,
+}
+
+/// The longest time for which two seeds of an entry are accepted, in seconds: 90 days.
+pub const MAX_OVERLAP_SECONDS: u64 = 90 * 24 * 3600;
 
 /// Token settings that an entry may have for itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -372,6 +408,8 @@ impl Entry {
             id,
             principal,
             seed,
+            serial: 0,
+            previous: None,
             overrides: Overrides::default(),
             enabled: true,
             created_at: now,
@@ -379,6 +417,32 @@ impl Entry {
             expires_at: None,
             comment: String::new(),
         }
+    }
+
+    /// The entry with `seed` as its newest one. The one before is accepted for `overlap` seconds
+    /// more; with 0, every older seed is refused at once.
+    ///
+    /// # Errors
+    /// If an earlier rotation still overlaps, `overlap` is not 0, and nothing is said about which
+    /// seed to keep.
+    pub fn rotate(
+        &self,
+        seed: Seed,
+        overlap: u64,
+        keep: Option<Keep>,
+        now: UnixTime,
+    ) -> Result<Self, Overlapping> {
+        let until = now.saturating_add(overlap);
+        let running = self.previous.as_ref().filter(|previous| previous.until > now);
+        let kept = match (running, keep) {
+            _ if overlap == 0 => None,
+            (Some(previous), None) => return Err(Overlapping { until: previous.until }),
+            (Some(previous), Some(Keep::Previous)) => Some((&previous.seed, previous.serial)),
+            _ => Some((&self.seed, self.serial)),
+        };
+        let previous = kept.map(|(seed, serial)| Retiring { seed: seed.clone(), serial, until });
+        let serial = self.serial.wrapping_add(1);
+        Ok(Self { seed, serial, previous, updated_at: now, ..self.clone() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! RFC 6238 on totp-rs: no I/O, no clock.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use totp_rs::{Builder, Totp};
@@ -24,6 +25,31 @@ impl Default for TokenParams {
     /// What every TOTP client assumes: SHA1, 6 digits, 30 seconds.
     fn default() -> Self {
         Self { algorithm: Algorithm::Sha1, digits: 6, step_seconds: 30 }
+    }
+}
+
+/// How often one token may be used, by different requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reuse {
+    /// As often as its window lasts.
+    #[default]
+    Window,
+    /// At most so many times; 1 is what RFC 6238 section 5.2 asks for.
+    Times(NonZeroU32),
+}
+
+impl Reuse {
+    /// Once.
+    pub const ONCE: Self = Self::Times(NonZeroU32::MIN);
+
+    /// Whether this allows more uses than `other`.
+    #[must_use]
+    pub fn is_looser_than(self, other: Self) -> bool {
+        match (self, other) {
+            (_, Self::Window) => false,
+            (Self::Window, Self::Times(_)) => true,
+            (Self::Times(this), Self::Times(that)) => this > that,
+        }
     }
 }
 

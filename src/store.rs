@@ -9,15 +9,16 @@
 //! prove that it missed nothing, even where the whole server was emptied or restored in between.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::seal::{SealError, Sealer};
 
+pub mod ledger;
 mod log;
 pub mod open;
 mod payload;
@@ -26,6 +27,7 @@ pub mod redis;
 pub mod sqlite;
 pub mod url;
 
+pub use ledger::{Failure, Ledger, Quota, Spending};
 pub use log::MAX_BATCH;
 
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
@@ -197,7 +199,7 @@ pub trait Feed: Send {
 /// Keeps rows and the change log. Implementations own connections, time-outs and retries; all
 /// waiting is bounded.
 #[async_trait]
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Ledger + 'static {
     /// `sqlite` or `redis`: for logs and metrics.
     fn kind(&self) -> &'static str;
 
@@ -382,6 +384,47 @@ impl Store {
     /// As the backend.
     pub async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
         self.backend.feed(clock).await
+    }
+
+    /// See [`Ledger::spend`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn spend(&self, spending: &Spending, now: UnixTime) -> Result<bool, StoreError> {
+        self.timed("spend", self.backend.spend(spending, now)).await
+    }
+
+    /// See [`Ledger::count_failures`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn count_failures(
+        &self,
+        failures: &[Failure],
+        now: UnixTime,
+    ) -> Result<Vec<Duration>, StoreError> {
+        self.timed("count_failures", self.backend.count_failures(failures, now)).await
+    }
+
+    /// See [`Ledger::remember`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn remember(
+        &self,
+        keys: &[String],
+        keep: Duration,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        self.timed("remember", self.backend.remember(keys, keep, now)).await
+    }
+
+    /// See [`Ledger::remembers`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn remembers(&self, key: &str, now: UnixTime) -> Result<bool, StoreError> {
+        self.timed("remembers", self.backend.remembers(key, now)).await
     }
 
     /// Opens a row.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::clock::UnixTime;
-use crate::entry::{Entry, EntryId, Overrides, Principal, Seed};
+use crate::entry::{Entry, EntryId, Overrides, Principal, Retiring, Seed};
 
 /// Length of the JSON beside its texts: names of fields, numbers, settings.
 const ROOM: usize = 512;
@@ -17,6 +17,10 @@ const ROOM: usize = 512;
 struct Payload<'a> {
     // Base32 needs no JSON escapes, so reading borrows from the wiped buffer and copies nothing.
     seed: &'a str,
+    #[serde(default, skip_serializing_if = "is_first")]
+    serial: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none", borrow)]
+    previous: Option<PreviousSeed<'a>>,
     #[serde(default)]
     overrides: Overrides,
     enabled: bool,
@@ -28,10 +32,29 @@ struct Payload<'a> {
     comment: Cow<'a, str>,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PreviousSeed<'a> {
+    seed: &'a str,
+    serial: u32,
+    until: UnixTime,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_first(serial: &u32) -> bool {
+    *serial == 0
+}
+
 /// The payload of an entry.
 pub(super) fn write(entry: &Entry) -> Zeroizing<Vec<u8>> {
     let payload = Payload {
         seed: entry.seed.expose(),
+        serial: entry.serial,
+        previous: entry.previous.as_ref().map(|previous| PreviousSeed {
+            seed: previous.seed.expose(),
+            serial: previous.serial,
+            until: previous.until,
+        }),
         overrides: entry.overrides,
         enabled: entry.enabled,
         created_at: entry.created_at,
@@ -40,7 +63,8 @@ pub(super) fn write(entry: &Entry) -> Zeroizing<Vec<u8>> {
         comment: entry.comment.as_str().into(),
     };
     // Room for all of it, escapes included: growing would leave copies of the seed behind.
-    let room = ROOM + payload.seed.len() + 6 * payload.comment.len();
+    let previous = payload.previous.as_ref().map_or(0, |previous| previous.seed.len());
+    let room = ROOM + payload.seed.len() + previous + 6 * payload.comment.len();
     let mut json = Zeroizing::new(Vec::with_capacity(room));
     serde_json::to_writer(&mut *json, &payload).expect("plain data serialises");
     debug_assert!(json.len() <= room);
@@ -52,10 +76,17 @@ pub(super) fn read(id: EntryId, principal: &Principal, json: &[u8]) -> Result<En
     // serde's message may quote the payload: say only where it stopped.
     let payload: Payload<'_> = serde_json::from_slice(json)
         .map_err(|e| format!("not an entry (column {})", e.column()))?;
+    let parse = |seed: &str| Seed::parse(seed).map_err(|e| format!("its seed {e}"));
+    let previous = payload.previous.map(|previous| {
+        let PreviousSeed { seed, serial, until } = previous;
+        parse(seed).map(|seed| Retiring { seed, serial, until })
+    });
     Ok(Entry {
         id,
         principal: principal.clone(),
-        seed: Seed::parse(payload.seed).map_err(|e| format!("its seed {e}"))?,
+        seed: parse(payload.seed)?,
+        serial: payload.serial,
+        previous: previous.transpose()?,
         overrides: payload.overrides,
         enabled: payload.enabled,
         created_at: payload.created_at,
@@ -81,6 +112,12 @@ mod tests {
             Overrides { algorithm: Some(Algorithm::Sha512), digits: Some(8), period: Some(3600) };
         let largest = Entry {
             seed: Seed::parse(&"A".repeat(256)).unwrap(),
+            serial: u32::MAX,
+            previous: Some(Retiring {
+                seed: Seed::parse(&"B".repeat(256)).unwrap(),
+                serial: u32::MAX,
+                until: u64::MAX,
+            }),
             overrides,
             created_at: u64::MAX,
             updated_at: u64::MAX,

@@ -18,6 +18,7 @@ use crate::entry::{EntryId, PrincipalRef};
 mod connect;
 mod error;
 mod feed;
+mod ledger;
 mod script;
 mod warnings;
 

@@ -17,6 +17,7 @@ use crate::entry::{EntryId, PrincipalRef};
 
 mod feed;
 mod file;
+mod ledger;
 mod rows;
 
 use file::Db;
