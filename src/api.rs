@@ -141,13 +141,13 @@ impl Api {
             time: self.config.limits.body_timeout,
         };
         let fields = body::read(&head.headers, body, limits).await?;
-        let permit = auth::authenticate(self, &head.headers, &fields, note)?;
+        let permit = auth::authenticate(self, head, &fields, note).await?;
         note.caller = Some(permit.principal().clone());
         let call = Call { head, fields, permit };
         match (resource, &head.method) {
             (_, &Method::OPTIONS) => Ok(options::describe(resource)),
             (Resource::Root, &Method::GET | &Method::HEAD) => Ok(root(head)),
-            (Resource::Verify, &Method::POST) => self.verify(&call, note),
+            (Resource::Verify, &Method::POST) => self.verify(&call, note).await,
             (Resource::Entries, &Method::GET | &Method::HEAD) => self.list(&call).await,
             (Resource::Entries, &Method::POST) => self.create(&call).await,
             (Resource::Entry, &Method::GET | &Method::HEAD) => self.show(&call).await,

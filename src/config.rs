@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::directory::TokenRules;
 use crate::entry::Realm;
 use crate::policy::{Mode, Route};
+use crate::store::Quota;
 
 mod headers;
 mod listeners;
@@ -18,6 +19,7 @@ mod peers;
 mod reader;
 mod routes;
 mod store;
+mod throttle;
 mod tokens;
 
 /// Where a listener listens, or an upstream is reached.
@@ -306,6 +308,34 @@ impl Default for HeaderNames {
     }
 }
 
+/// `[throttle]`: how often tokens may be wrong (RFC 4226 section 7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThrottleConfig {
+    /// Whether anybody ever has to wait.
+    pub enabled: bool,
+    /// Of one name, from one source.
+    pub per_source: Quota,
+    /// Of one name, from all sources that have not proved themselves under it lately.
+    pub per_entry: Quota,
+    /// From one source, of all names under which it has not proved itself lately.
+    pub per_address: Quota,
+    /// What `lately` means.
+    pub remember_success: Duration,
+}
+
+impl Default for ThrottleConfig {
+    fn default() -> Self {
+        let quota = |failures, seconds| Quota { failures, per: Duration::from_secs(seconds) };
+        Self {
+            enabled: true,
+            per_source: quota(10, 10 * 60),
+            per_entry: quota(100, 6 * 3600),
+            per_address: quota(50, 10 * 60),
+            remember_success: Duration::from_secs(30 * 24 * 3600),
+        }
+    }
+}
+
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -353,6 +383,8 @@ pub struct Config {
     pub realms: ReservedRealms,
     /// Header names.
     pub headers: HeaderNames,
+    /// Failed attempts.
+    pub throttle: ThrottleConfig,
     /// Logging.
     pub log: LogConfig,
     /// Stopping.

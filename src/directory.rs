@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Moment, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
-use crate::otp::{Generator, TokenParams};
+use crate::otp::{Generator, Reuse, TokenParams};
 use crate::store::Version;
 
 pub mod follower;
@@ -25,11 +25,13 @@ pub struct RealmRules {
     pub params: TokenParams,
     /// Time steps accepted on either side of the current one.
     pub skew_steps: u8,
+    /// How often a token may be used.
+    pub reuse: Reuse,
 }
 
 impl Default for RealmRules {
     fn default() -> Self {
-        Self { params: TokenParams::default(), skew_steps: 1 }
+        Self { params: TokenParams::default(), skew_steps: 1, reuse: Reuse::Window }
     }
 }
 
@@ -68,12 +70,29 @@ pub struct Credential {
     pub id: EntryId,
     /// Its seed, ready to check tokens.
     pub generator: Generator,
+    /// Which of the entry's seeds that is.
+    pub serial: u32,
+    /// The seed before it, while it is accepted.
+    pub previous: Option<PreviousSeed>,
     /// Time steps accepted on either side.
     pub skew_steps: u8,
+    /// How often a token may be used.
+    pub reuse: Reuse,
     /// A disabled entry proves nobody.
     pub enabled: bool,
     /// From when on it proves nobody.
     pub expires_at: Option<UnixTime>,
+}
+
+/// A seed that is being rotated out, ready to check tokens.
+#[derive(Debug)]
+pub struct PreviousSeed {
+    /// Checks its tokens.
+    pub generator: Generator,
+    /// Which of the entry's seeds that is.
+    pub serial: u32,
+    /// From when on it proves nobody.
+    pub until: UnixTime,
 }
 
 /// Why a look-up has no answer. Callers must fail closed.
@@ -220,10 +239,20 @@ impl Directory {
 
     /// Sets an entry.
     fn set(&self, entry: &Entry) {
+        let rules = self.rules.of(entry.principal.realm.as_str());
+        let params = self.rules.params_of(entry);
+        let previous = entry.previous.as_ref().map(|previous| PreviousSeed {
+            generator: Generator::new(&previous.seed, params),
+            serial: previous.serial,
+            until: previous.until,
+        });
         let credential = Credential {
             id: entry.id,
-            generator: Generator::new(&entry.seed, self.rules.params_of(entry)),
-            skew_steps: self.rules.of(entry.principal.realm.as_str()).skew_steps,
+            generator: Generator::new(&entry.seed, params),
+            serial: entry.serial,
+            previous,
+            skew_steps: rules.skew_steps,
+            reuse: rules.reuse,
             enabled: entry.enabled,
             expires_at: entry.expires_at,
         };

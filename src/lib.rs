@@ -13,6 +13,7 @@
 //! - [`directory`] is this process's replica of all entries, kept current by following that log.
 //!   Look-ups never touch the network.
 //! - [`verifier`] turns (claim, time) into a [`verifier::Permit`] or a [`verifier::Denied`].
+//! - [`throttle`] says who has failed too often to be looked at, for the verifier.
 //! - [`policy`] says which principals may pass which route.
 //! - [`proxy`] forwards what holds a permit; [`api`] answers management and verify calls.
 //! - [`credentials`] finds the headers that carry a claim, for both.
@@ -40,4 +41,5 @@ pub mod proxy;
 pub mod seal;
 pub mod secret;
 pub mod store;
+pub mod throttle;
 pub mod verifier;

@@ -54,6 +54,11 @@ pub struct Metrics {
     connections_refused: IntCounterVec,
     /// When a listener's certificate ends, by listener.
     pub certificate_expiry: GaugeVec,
+    throttled: IntCounterVec,
+    throttled_now: IntGaugeVec,
+    /// Failures and successes that the store was not told of.
+    pub throttle_unshared: IntCounter,
+    previous_seeds: IntCounterVec,
     /// Panics caught; each is a bug.
     pub panics: IntCounter,
 }
@@ -152,6 +157,25 @@ impl Metrics {
                 "When a listener's certificate ends, in Unix time.",
                 &["listener"],
             ),
+            throttled: r.counters(
+                "throttled_total",
+                "Attempts refused unseen because too many failed before, by what they failed under.",
+                &["by"],
+            ),
+            throttled_now: r.int_gauges(
+                "throttled",
+                "Buckets of failed attempts that are closed on this gate now.",
+                &["by"],
+            ),
+            throttle_unshared: r.counter(
+                "throttle_unshared_total",
+                "Times that failed attempts or successes could not be shared through the store.",
+            ),
+            previous_seeds: r.counters(
+                "previous_seed_verifications_total",
+                "Accepted tokens that were made with a seed that is being rotated out, by realm.",
+                &["realm"],
+            ),
             panics: r.counter("panics_total", "Panics caught; each is a bug worth a report."),
             registry: registry.clone(),
         };
@@ -168,6 +192,21 @@ impl Metrics {
     pub fn verified(&self, realm: &str, step: MatchedStep) {
         self.step_offset.observe(f64::from(step.offset));
         self.verifications.with_label_values(&[self.realm_label(realm), "ok"]).inc();
+    }
+
+    /// Counts an accepted token of a seed that is being rotated out.
+    pub fn previous_seed(&self, realm: &str) {
+        self.previous_seeds.with_label_values(&[self.realm_label(realm)]).inc();
+    }
+
+    /// Counts an attempt that was refused unseen; `by` from a fixed set.
+    pub fn throttled(&self, by: &str) {
+        self.throttled.with_label_values(&[by]).inc();
+    }
+
+    /// Notes how many buckets are closed; `by` from a fixed set.
+    pub fn set_throttled(&self, by: &str, closed: usize) {
+        self.throttled_now.with_label_values(&[by]).set(i64::try_from(closed).unwrap_or(i64::MAX));
     }
 
     /// Counts a refused token.

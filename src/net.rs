@@ -17,6 +17,7 @@ use crate::config::{Address, Limits, Listen};
 use crate::metrics::Metrics;
 
 mod accept;
+mod client;
 mod connection;
 mod guard;
 mod http;
@@ -24,6 +25,7 @@ pub mod service;
 mod socket;
 mod tls;
 
+pub use client::{client_address, is_trusted};
 pub use connection::{Connection, new_request_id, refusal_body};
 pub use tls::{Certificate, TlsError};
 

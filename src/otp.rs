@@ -150,6 +150,12 @@ impl Generator {
         self.0.step() - at % self.0.step()
     }
 
+    /// Length of a time step.
+    #[must_use]
+    pub fn step_seconds(&self) -> u64 {
+        self.0.step()
+    }
+
     /// Checks `token` against the current step and `skew` steps on either side.
     ///
     /// Every candidate is computed and compared in constant time, whichever matches.

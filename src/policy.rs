@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::entry::{Principal, Realm};
+use crate::otp::Reuse;
 
 pub mod host;
 pub mod path;
@@ -74,6 +75,8 @@ pub struct Route {
     pub mode: Option<Mode>,
     /// Name of an upstream group of its own; `None`: the proxy's.
     pub upstream: Option<usize>,
+    /// How often a token may be used here; `None`: as its realm says.
+    pub reuse: Option<Reuse>,
     /// Its own time-outs.
     pub timeouts: RouteTimeouts,
 }
@@ -89,6 +92,7 @@ impl Route {
             access,
             mode: None,
             upstream: None,
+            reuse: None,
             timeouts: RouteTimeouts::default(),
         }
     }

@@ -19,12 +19,13 @@ use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Ses
 use pingora::server::configuration::ServerConf;
 use pingora::{Error, ErrorType};
 
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
 use crate::metrics::Metrics;
 use crate::net::{Connection, new_request_id};
-use crate::policy::{Governing, Mode, Policy};
-use crate::verifier::{Permit, Verifier};
+use crate::policy::{Governing, Mode, Policy, Route};
+use crate::throttle::Source;
+use crate::verifier::{Attempt, Permit, Verifier};
 
 mod access;
 mod credentials;
@@ -117,7 +118,11 @@ impl Gate {
     ///
     /// What makes the request itself ambiguous is refused in every mode. What is wrong with who sent
     /// it is only reported where the mode says so.
-    fn decide(&self, request: &RequestHeader, exchange: &mut Exchange) -> Result<(), Refusal> {
+    async fn decide(
+        &self,
+        request: &RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<(), Refusal> {
         let head = Head::check(request, &exchange.limits)?;
         let head = exchange.head.insert(head);
         let too_large = |max| head.content_length.is_some_and(|length| length > max);
@@ -132,11 +137,12 @@ impl Gate {
             Governing::Route(route) => Some(route),
         };
         exchange.rule = Rule::of(route, self.mode);
-        if route.is_some_and(crate::policy::Route::is_public) {
+        if route.is_some_and(Route::is_public) {
             exchange.passage = Passage::Public;
             return Ok(());
         }
-        let proof = self.prove(&request.headers, exchange.started).and_then(|permit| match route {
+        let proven = self.prove(&request.headers, route, exchange).await;
+        let proof = proven.and_then(|permit| match route {
             None => Err((Refusal::NoRoute, Some(permit))),
             Some(route) if route.permits(permit.principal()) => Ok(permit),
             Some(_) => Err((Refusal::Forbidden, Some(permit))),
@@ -152,19 +158,26 @@ impl Gate {
         Ok(())
     }
 
-    fn prove(
+    async fn prove(
         &self,
         headers: &http::HeaderMap,
-        now: Moment,
+        route: Option<&Route>,
+        exchange: &Exchange,
     ) -> Result<Permit, (Refusal, Option<Permit>)> {
-        match credentials::read(headers, self.headers.names()) {
-            Err(unclear) => Err((unclear.into(), None)),
-            Ok(Claim::Missing) => Err((Refusal::Missing, None)),
-            Ok(Claim::Complete { who, token }) => self
-                .verifier
-                .verify(who, token.as_ref(), now)
-                .map_err(|unproven| (Refusal::Unproven(unproven), None)),
-        }
+        let (who, token) = match credentials::read(headers, self.headers.names()) {
+            Err(unclear) => return Err((unclear.into(), None)),
+            Ok(Claim::Missing) => return Err((Refusal::Missing, None)),
+            Ok(Claim::Complete { who, token }) => (who, token),
+        };
+        let attempt = Attempt {
+            who,
+            token: token.as_ref(),
+            source: Source::of(self.headers.client(headers, &exchange.origin)),
+            request: &exchange.request_id,
+            reuse: route.and_then(|route| route.reuse),
+        };
+        let verified = self.verifier.verify(attempt, exchange.started).await;
+        verified.map_err(|unproven| (Refusal::Unproven(unproven), None))
     }
 
     /// Makes the head that goes upstream out of pingora's copy of the client's.
@@ -259,7 +272,7 @@ impl ProxyHttp for Gate {
         let decision = if request::has_fragment(session) {
             Err(Refusal::Head(BadHead::Target))
         } else {
-            self.decide(session.req_header(), exchange)
+            self.decide(session.req_header(), exchange).await
         };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());

@@ -2,19 +2,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::error;
 
 use crate::clock::Moment;
 use crate::directory::{Credential, Directory, RealmRules, TokenRules, Unavailable};
-use crate::entry::{Principal, PrincipalRef, Seed};
+use crate::entry::{EntryId, Principal, PrincipalRef, Seed};
 use crate::metrics::Metrics;
-use crate::otp::{Generator, MatchedStep, Token};
+use crate::otp::{Generator, MatchedStep, Reuse, Token};
+use crate::store::{Spending, Store};
+use crate::throttle::{Source, Throttle, Throttled};
 
 /// Proof that a principal made a valid token just now. Only [`Verifier::verify`] makes one; what
 /// forwards a request takes it, so forgetting the check does not compile.
 #[derive(Debug)]
 pub struct Permit {
     principal: Principal,
-    step: MatchedStep,
+    proof: Proof,
 }
 
 impl Permit {
@@ -24,11 +29,37 @@ impl Permit {
         &self.principal
     }
 
+    /// The number of its entry.
+    #[must_use]
+    pub fn id(&self) -> EntryId {
+        self.proof.id
+    }
+
     /// Which time step the token belonged to.
     #[must_use]
     pub fn step(&self) -> MatchedStep {
-        self.step
+        self.proof.step
     }
+
+    /// Whether the token was made with a seed that is being rotated out.
+    #[must_use]
+    pub fn is_of_previous_seed(&self) -> bool {
+        self.proof.previous
+    }
+}
+
+/// What a right token showed.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    id: EntryId,
+    step: MatchedStep,
+    /// Which of the entry's seeds made it.
+    serial: u32,
+    previous: bool,
+    /// What the entry's realm says.
+    reuse: Reuse,
+    /// Longer than the token is accepted, also by a gate whose clock is a step behind.
+    window: Duration,
 }
 
 /// Why a claim is not proven. Callers are never told which: it is for logs and metrics.
@@ -42,6 +73,8 @@ pub enum Denied {
     Disabled,
     /// The entry has expired.
     Expired,
+    /// Other requests have used the token as often as it may be.
+    Reused,
 }
 
 /// Why there is no permit.
@@ -49,8 +82,12 @@ pub enum Denied {
 pub enum Refusal {
     /// The claim is not proven.
     Denied(Denied),
+    /// Too many tokens were wrong: this one was not looked at.
+    Throttled(Throttled),
     /// Nobody can say: fail closed, with 503.
     Unavailable(Unavailable),
+    /// The token is right, but its use cannot be recorded: fail closed, with 503.
+    NoMarks,
 }
 
 impl Refusal {
@@ -62,20 +99,41 @@ impl Refusal {
             Self::Denied(Denied::WrongToken) => "wrong_token",
             Self::Denied(Denied::Disabled) => "disabled",
             Self::Denied(Denied::Expired) => "expired",
+            Self::Denied(Denied::Reused) => "reused",
+            Self::Throttled(_) => "throttled",
             Self::Unavailable(Unavailable::Stale) => "stale",
             Self::Unavailable(Unavailable::Broken) => "broken_entry",
+            Self::NoMarks => "no_marks",
         }
     }
+}
+
+/// A claim, and what is known of the request that makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// Who is claimed to be asking.
+    pub who: PrincipalRef<'a>,
+    /// `None`: one of wrong form. It is denied after the same work.
+    pub token: Option<&'a Token>,
+    /// Where it comes from.
+    pub source: Source,
+    /// Names the request: asking again from the same source under the same name is not another use
+    /// of the token. So it must be one that callers cannot choose.
+    pub request: &'a str,
+    /// How often a token may be used here; `None`: as its realm says.
+    pub reuse: Option<Reuse>,
 }
 
 /// Checks claims against the directory.
 pub struct Verifier {
     directory: Arc<Directory>,
+    throttle: Arc<Throttle>,
+    store: Store,
     metrics: Arc<Metrics>,
     nobody: Nobody,
 }
 
-/// Checked in place of entries that do not exist, under the rules of their realm, so that an unknown
+/// Checked in place of seeds that do not exist, under the rules of their realm, so that an unknown
 /// name costs what a known one costs.
 struct Nobody {
     /// In realms that are not listed.
@@ -97,11 +155,16 @@ impl Nobody {
 }
 
 impl Verifier {
-    /// A verifier on `directory`.
+    /// A verifier on `directory`. Uses of tokens are recorded in `store`.
     #[must_use]
-    pub fn new(directory: Arc<Directory>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        directory: Arc<Directory>,
+        throttle: Arc<Throttle>,
+        store: Store,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let nobody = Nobody::new(&Seed::random(), directory.rules());
-        Self { directory, metrics, nobody }
+        Self { directory, throttle, store, metrics, nobody }
     }
 
     /// The directory that claims are checked against.
@@ -110,49 +173,113 @@ impl Verifier {
         &self.directory
     }
 
-    /// Checks that `who` made `token` at about `now`. `None` as token is one of wrong form: it is
-    /// denied after the same work.
+    /// Checks that the token of `attempt` was made by whom it claims, at about `now`.
     ///
     /// # Errors
     /// If the claim is not proven or cannot be checked.
-    pub fn verify(
-        &self,
-        who: PrincipalRef<'_>,
-        token: Option<&Token>,
-        now: Moment,
-    ) -> Result<Permit, Refusal> {
-        let checked = self
-            .directory
-            .look_up(who, now, |credential| self.check(who, credential, token, now))
-            .map_err(Refusal::Unavailable)
-            .and_then(|checked| checked.map_err(Refusal::Denied));
-        match &checked {
-            Ok(step) => self.metrics.verified(who.realm(), *step),
-            Err(refusal) => self.metrics.refused(who.realm(), refusal.reason()),
+    pub async fn verify(&self, attempt: Attempt<'_>, now: Moment) -> Result<Permit, Refusal> {
+        let realm = attempt.who.realm();
+        match self.prove(attempt, now).await {
+            Ok(proof) => {
+                self.metrics.verified(realm, proof.step);
+                if proof.previous {
+                    self.metrics.previous_seed(realm);
+                }
+                Ok(Permit { principal: attempt.who.to_owned(), proof })
+            }
+            Err(refusal) => {
+                self.metrics.refused(realm, refusal.reason());
+                Err(refusal)
+            }
         }
-        checked.map(|step| Permit { principal: who.to_owned(), step })
+    }
+
+    async fn prove(&self, attempt: Attempt<'_>, now: Moment) -> Result<Proof, Refusal> {
+        let Attempt { who, source, .. } = attempt;
+        self.throttle.check(who, source, now).await.map_err(Refusal::Throttled)?;
+        let (id, checked) = self
+            .directory
+            .look_up(who, now, |credential| {
+                (credential.map(|c| c.id), self.check(attempt, credential, now))
+            })
+            .map_err(Refusal::Unavailable)?;
+        match checked {
+            Ok(proof) => {
+                self.spend(attempt, &proof, now).await?;
+                self.throttle.succeeded(who, source, now);
+                Ok(proof)
+            }
+            Err(denied) => {
+                self.throttle.failed(who, source, id, now);
+                Err(Refusal::Denied(denied))
+            }
+        }
     }
 
     fn check(
         &self,
-        who: PrincipalRef<'_>,
+        attempt: Attempt<'_>,
         credential: Option<&Credential>,
-        token: Option<&Token>,
         now: Moment,
-    ) -> Result<MatchedStep, Denied> {
+    ) -> Result<Proof, Denied> {
+        let Attempt { who, token, .. } = attempt;
         let malformed = Token::parse("000000").expect("six digits");
         let claimed = token.unwrap_or(&malformed);
+        let nobody = self.nobody.of(who.realm());
         let Some(credential) = credential else {
             let skew = self.directory.rules().of(who.realm()).skew_steps;
-            let _ = self.nobody.of(who.realm()).check(claimed, now.unix, skew);
+            let _ = (nobody.check(claimed, now.unix, skew), nobody.check(claimed, now.unix, skew));
             return Err(Denied::UnknownPrincipal);
         };
-        let matched = credential.generator.check(claimed, now.unix, credential.skew_steps);
+        let skew = credential.skew_steps;
+        let current = credential.generator.check(claimed, now.unix, skew);
+        let previous = credential.previous.as_ref().filter(|previous| previous.until > now.unix);
+        let matched = match (current, previous) {
+            (Some(step), _) => Some((step, credential.serial, false)),
+            (None, Some(previous)) => previous
+                .generator
+                .check(claimed, now.unix, skew)
+                .map(|step| (step, previous.serial, true)),
+            (None, None) => {
+                let _ = nobody.check(claimed, now.unix, skew);
+                None
+            }
+        };
         match matched {
             _ if !credential.enabled => Err(Denied::Disabled),
             _ if credential.expires_at.is_some_and(|at| at <= now.unix) => Err(Denied::Expired),
-            Some(step) if token.is_some() => Ok(step),
+            Some((step, serial, previous)) if token.is_some() => Ok(Proof {
+                id: credential.id,
+                step,
+                serial,
+                previous,
+                reuse: credential.reuse,
+                window: Duration::from_secs(
+                    credential.generator.step_seconds() * (2 * u64::from(skew) + 2),
+                ),
+            }),
             _ => Err(Denied::WrongToken),
+        }
+    }
+
+    /// Records the use of a right token, where uses count.
+    async fn spend(&self, attempt: Attempt<'_>, proof: &Proof, now: Moment) -> Result<(), Refusal> {
+        let Reuse::Times(budget) = attempt.reuse.unwrap_or(proof.reuse) else { return Ok(()) };
+        let spending = Spending {
+            id: proof.id,
+            serial: proof.serial,
+            counter: proof.step.counter,
+            by: format!("{} {}", attempt.source, attempt.request),
+            budget: budget.get(),
+            keep: proof.window,
+        };
+        match self.store.spend(&spending, now.unix).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::Denied(Denied::Reused)),
+            Err(error) => {
+                error!(%error, request_id = attempt.request, "the use of a token cannot be recorded: refused");
+                Err(Refusal::NoMarks)
+            }
         }
     }
 }
@@ -168,6 +295,7 @@ mod tests {
         let rules = |algorithm, digits, step_seconds| RealmRules {
             params: TokenParams { algorithm, digits, step_seconds },
             skew_steps: 1,
+            reuse: Reuse::Window,
         };
         let rules = TokenRules {
             default: rules(Algorithm::Sha256, 7, 60),

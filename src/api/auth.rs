@@ -1,25 +1,29 @@
 //! Who calls: the triple in the body or in the headers, proven by the verifier, the only way in.
 
-use http::{HeaderMap, HeaderValue};
+use std::sync::Arc;
 
-use super::Api;
+use http::{HeaderMap, HeaderValue, request};
+
 use super::body::Fields;
 use super::edge::Note;
 use super::error::ApiError;
 use super::value::{LABEL, Value, check_text};
+use super::{Api, request_id};
 use crate::config::HeaderNames;
 use crate::credentials::{Ambiguous, one_of_each};
 use crate::entry::PrincipalRef;
+use crate::net::{Connection, client_address};
 use crate::otp::Token;
-use crate::verifier::{Permit, Refusal};
+use crate::throttle::Source;
+use crate::verifier::{Attempt, Permit, Refusal};
 
 /// Proves the caller of a request.
 ///
 /// # Errors
 /// If it is not proven, or nobody can say.
-pub(super) fn authenticate(
+pub(super) async fn authenticate(
     api: &Api,
-    headers: &HeaderMap,
+    head: &request::Parts,
     fields: &Fields,
     note: &mut Note,
 ) -> Result<Permit, ApiError> {
@@ -27,34 +31,61 @@ pub(super) fn authenticate(
     let triple = if fields.any("auth_") {
         ["auth_name", "auth_realm", "auth_token"].map(|name| fields.get(name))
     } else {
-        from_headers = triple_of(headers, &api.headers)?;
+        from_headers = triple_of(&head.headers, &api.headers)?;
         [0, 1, 2].map(|i| from_headers[i].as_ref())
     };
     let [Ok(name), Ok(realm), Ok(token)] = triple.map(|value| check_text(value, LABEL)) else {
         note.reason = Some("malformed");
         return Err(ApiError::Unproven);
     };
-    prove(api, name, realm, token, note).map_err(|refusal| match refusal {
-        None | Some(Refusal::Denied(_)) => ApiError::Unproven,
-        Some(Refusal::Unavailable(_)) => ApiError::Unavailable,
-    })
+    let claim = Claim { name, realm, token, source: source_of(api, head) };
+    prove(api, head, claim, note).await.map_err(|refusal| refused(refusal, ApiError::Unproven))
+}
+
+/// Where the caller of a request is.
+fn source_of(api: &Api, head: &request::Parts) -> Source {
+    let peer = head.extensions.get::<Arc<Connection>>().and_then(|connection| connection.peer());
+    Source::of(client_address(&head.headers, peer, &api.config.trusted_proxies))
+}
+
+/// What a caller hears; `denied` stands for all that is wrong with a claim.
+pub(super) fn refused(refusal: Option<Refusal>, denied: ApiError) -> ApiError {
+    match refusal {
+        None | Some(Refusal::Denied(_)) => denied,
+        Some(Refusal::Throttled(throttled)) => ApiError::Throttled(throttled.retry_after_seconds()),
+        Some(Refusal::Unavailable(_) | Refusal::NoMarks) => ApiError::Unavailable,
+    }
+}
+
+/// A triple to be proven.
+pub(super) struct Claim<'a> {
+    pub(super) name: &'a str,
+    pub(super) realm: &'a str,
+    pub(super) token: &'a str,
+    pub(super) source: Source,
 }
 
 /// Checks a triple. The refusal is `None` if no entry can have such a name and realm.
 ///
 /// # Errors
 /// If it is not proven, or nobody can say.
-pub(super) fn prove(
+pub(super) async fn prove(
     api: &Api,
-    name: &str,
-    realm: &str,
-    token: &str,
+    head: &request::Parts,
+    claim: Claim<'_>,
     note: &mut Note,
 ) -> Result<Permit, Option<Refusal>> {
-    let proven = match PrincipalRef::parse(name, realm) {
+    let proven = match PrincipalRef::parse(claim.name, claim.realm) {
         Ok(who) => {
-            let token = Token::parse(token);
-            api.verifier.verify(who, token.as_ref(), api.clock.now()).map_err(Some)
+            let token = Token::parse(claim.token);
+            let attempt = Attempt {
+                who,
+                token: token.as_ref(),
+                source: claim.source,
+                request: request_id(head),
+                reuse: None,
+            };
+            api.verifier.verify(attempt, api.clock.now()).await.map_err(Some)
         }
         Err(_) => Err(None),
     };

@@ -10,6 +10,7 @@ use http::header::{ALLOW, HeaderValue, RETRY_AFTER};
 use serde_json::{Value, json};
 
 use super::edge::Outcome;
+use crate::entry::Overlapping;
 use crate::store::StoreError;
 
 /// Messages by field, as Django REST framework gives them.
@@ -63,6 +64,12 @@ pub(super) enum ApiError {
     /// The entry keeps being changed by others.
     #[error("conflict")]
     Conflict,
+    /// Too many tokens were wrong; for so many seconds.
+    #[error("throttled")]
+    Throttled(u64),
+    /// A rotation that would drop a seed which callers may use.
+    #[error(transparent)]
+    Overlapping(#[from] Overlapping),
     /// Nobody can say whether the claim is proven: fail closed.
     #[error("entries are unavailable")]
     Unavailable,
@@ -138,6 +145,19 @@ impl ApiError {
                 "conflict",
                 detail("The entry is being changed by somebody else, try again."),
             ),
+            Self::Throttled(seconds) => {
+                let text =
+                    format!("Request was throttled. Expected available in {seconds} seconds.");
+                (S::TOO_MANY_REQUESTS, "throttled", detail(&text))
+            }
+            Self::Overlapping(_) => (
+                S::CONFLICT,
+                "overlapping",
+                detail(
+                    "An earlier rotation still overlaps: say with `keep` whether callers use the \
+                     `current` seed already or still the `previous` one, or give an `overlap` of 0.",
+                ),
+            ),
             Self::Store(StoreError::Unknown(_)) => (
                 S::SERVICE_UNAVAILABLE,
                 "unavailable",
@@ -160,8 +180,14 @@ impl IntoResponse for ApiError {
         let (status, outcome, body) = self.parts();
         let mut response = json_response(status, &body);
         response.extensions_mut().insert(Outcome(outcome));
-        if let Self::Method(_, allow) = self {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        match self {
+            Self::Method(_, allow) => {
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::Throttled(seconds) => {
+                response.headers_mut().insert(RETRY_AFTER, seconds.into());
+            }
+            _ => {}
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

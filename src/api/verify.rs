@@ -1,37 +1,63 @@
 //! Verification of somebody's token on behalf of a trusted service.
 
+use std::net::IpAddr;
+
 use axum::response::Response;
 use http::StatusCode;
 use serde_json::json;
 
+use super::auth::{self, Claim};
 use super::edge::Note;
 use super::error::{ApiError, FieldErrors, json_response};
-use super::value::{LABEL, check_text};
-use super::{Api, Call, auth};
-use crate::verifier::Refusal;
+use super::value::{LABEL, Value, check_text};
+use super::{Api, Call};
+use crate::throttle::Source;
 
 impl Api {
     /// `POST /verify`.
-    pub(super) fn verify(&self, call: &Call<'_>, note: &mut Note) -> Result<Response, ApiError> {
+    pub(super) async fn verify(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
         if call.permit.principal().realm != self.realms.auth {
             return Err(ApiError::Forbidden);
         }
         call.fields.require_object()?;
         let [name, realm, token] =
-            ["name", "realm", "token"].map(|f| (f, check_text(call.fields.get(f), LABEL)));
-        match (name.1, realm.1, token.1) {
-            (Ok(name), Ok(realm), Ok(token)) => {
-                auth::prove(self, name, realm, token, note).map_err(|refusal| match refusal {
-                    None | Some(Refusal::Denied(_)) => ApiError::Forbidden,
-                    Some(Refusal::Unavailable(_)) => ApiError::Unavailable,
-                })?;
-                Ok(json_response(StatusCode::OK, &json!({ "status": "OK" })))
+            ["name", "realm", "token"].map(|f| check_text(call.fields.get(f), LABEL));
+        let source = check_source(call.fields.get("source"));
+        let (name, realm, token, address) = match (name, realm, token, source) {
+            (Ok(name), Ok(realm), Ok(token), Ok(address)) => (name, realm, token, address),
+            (name, realm, token, source) => {
+                let errors = [
+                    ("name", name.err()),
+                    ("realm", realm.err()),
+                    ("token", token.err()),
+                    ("source", source.err()),
+                ];
+                let bad = errors.into_iter().filter_map(|(field, error)| Some((field, error?)));
+                return Err(ApiError::Fields(FieldErrors::from_iter(bad)));
             }
-            checked => {
-                let errors = [(name.0, checked.0), (realm.0, checked.1), (token.0, checked.2)];
-                let bad = errors.into_iter().filter_map(|(f, c)| Some((f, c.err()?)));
-                Err(ApiError::Fields(FieldErrors::from_iter(bad)))
-            }
-        }
+        };
+        let source = match address {
+            Some(address) => Source::of(Some(address)),
+            None => Source::Service(call.permit.id()),
+        };
+        let claim = Claim { name, realm, token, source };
+        auth::prove(self, call.head, claim, note)
+            .await
+            .map_err(|refusal| auth::refused(refusal, ApiError::Forbidden))?;
+        Ok(json_response(StatusCode::OK, &json!({ "status": "OK" })))
     }
+}
+
+/// The address of the service's own client, if it says one.
+fn check_source(value: Option<&Value>) -> Result<Option<IpAddr>, Vec<String>> {
+    let Some(value) = value else { return Ok(None) };
+    let address = match value {
+        Value::Text { text, surrogate: None } => text.trim().parse().ok(),
+        _ => None,
+    };
+    address.map(Some).ok_or_else(|| vec!["Enter a valid IPv4 or IPv6 address.".to_owned()])
 }

@@ -23,6 +23,7 @@ use crate::ops::Ops;
 use crate::policy::Policy;
 use crate::proxy::{self, Upstreams};
 use crate::store::Store;
+use crate::throttle::Throttle;
 use crate::verifier::Verifier;
 
 /// Runs the gate until SIGTERM or SIGINT.
@@ -91,7 +92,14 @@ impl Server {
         let store = Store::open(&config.store)?.with_metrics(metrics.clone());
         let directory =
             Arc::new(Directory::new(config.rules.clone(), config.store.max_stale, clock.now()));
-        let verifier = Arc::new(Verifier::new(directory.clone(), metrics.clone()));
+        let throttle =
+            Arc::new(Throttle::new(config.throttle, store.clone(), metrics.clone(), clock.now()));
+        let verifier = Arc::new(Verifier::new(
+            directory.clone(),
+            throttle.clone(),
+            store.clone(),
+            metrics.clone(),
+        ));
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
         let (closing_back, _) = watch::channel(false);
@@ -139,6 +147,8 @@ impl Server {
             back.spawn(ops.run(app, closing_back.subscribe()));
         }
         back.spawn(warn_about(store.clone()));
+        let throttle_clock = clock.clone();
+        back.spawn(async move { throttle.run(throttle_clock).await });
         let follower = Follower::new(store, directory.clone(), clock, metrics);
         back.spawn(async move { follower.run().await });
 

@@ -12,6 +12,7 @@ use super::listeners::{read_api, read_ops, read_proxy};
 use super::reader::{Origin, Section};
 use super::routes::read_routes;
 use super::store::read_store;
+use super::throttle::read_throttle;
 use super::tokens::{read_realms, read_rules};
 use super::{Address, Config, Listen, LogConfig, LogFormat, ProxyConfig, ShutdownConfig};
 use crate::directory::RealmRules;
@@ -163,11 +164,13 @@ fn read(root: &mut Section) -> Config {
     totp.finish();
     let (realms, rules) = read_realms(root.section("realms"), default);
     let headers = read_headers(root.section("headers"));
+    let throttle = read_throttle(root.section("throttle"));
     let log = read_log(root.section("log"));
     let shutdown = read_shutdown(root.section("shutdown"));
     let routes = read_routes(root, &mut upstreams);
     let proxy = ProxyConfig { upstreams, ..proxy };
-    let config = Config { proxy, api, ops, store, rules, realms, headers, log, shutdown, routes };
+    let config =
+        Config { proxy, api, ops, store, rules, realms, headers, throttle, log, shutdown, routes };
     check_addresses(root, &config);
     config
 }

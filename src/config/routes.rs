@@ -63,12 +63,24 @@ fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Option<Route> {
         Some(upstreams.len() - 1)
     });
     let mode = s.choice("mode", MODES);
-    read_reuse(&mut s);
+    let reuse = read_reuse(&mut s);
+    if reuse.is_some() && matches!(access, Some(Access::Public)) {
+        s.problem("reuse", "says nothing: a public route asks for no token");
+    }
     let mut t = s.section("timeouts");
     let timeouts = RouteTimeouts { read: t.duration("read"), write: t.duration("write") };
     t.finish();
     s.finish();
-    Some(Route { prefix: prefix?, methods, hosts, access: access?, mode, upstream, timeouts })
+    Some(Route {
+        prefix: prefix?,
+        methods,
+        hosts,
+        access: access?,
+        mode,
+        upstream,
+        reuse,
+        timeouts,
+    })
 }
 
 fn read_access(s: &mut Section) -> Option<Access> {

@@ -123,6 +123,10 @@ impl Exchange {
         }
     }
 
+    fn is_of_previous_seed(&self) -> bool {
+        matches!(&self.passage, Passage::Proven(permit) if permit.is_of_previous_seed())
+    }
+
     /// A word for metrics and a finer one for logs.
     fn verdict(&self) -> (&'static str, &'static str) {
         match (&self.outcome, &self.passage) {
@@ -141,6 +145,7 @@ fn class(refusal: Refusal) -> &'static str {
     match refusal.status().as_u16() {
         401 => "unauthenticated",
         403 => "forbidden",
+        429 => "throttled",
         503 => "unavailable",
         _ => "malformed",
     }
@@ -177,6 +182,7 @@ impl Gate {
             reason,
             realm = who.map(|who| who.realm.as_str()),
             name = who.map(|who| who.name.as_str()),
+            seed = exchange.is_of_previous_seed().then_some("previous"),
             duration_ms = millis(now.duration_since(exchange.started.monotonic)),
             upstream = exchange.upstream_address.as_ref().map(tracing::field::display),
             upstream_ms = upstream_took.map(millis),

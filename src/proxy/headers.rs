@@ -12,6 +12,7 @@ use pingora::http::RequestHeader;
 use crate::config::HeaderNames;
 use crate::credentials::{folded, spells};
 use crate::entry::Principal;
+use crate::net::{client_address, is_trusted};
 
 /// Carries the id that links an answer, a log line and the upstream's own logs.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -75,32 +76,13 @@ impl HeaderRules {
 
     /// Whether `peer` may speak for others. A Unix socket's peer has no address to list.
     pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_some_and(|peer| self.trusted_proxies.iter().any(|net| net.contains(&peer)))
+        is_trusted(peer, &self.trusted_proxies)
     }
 
     /// The address of the client: the last one of `X-Forwarded-For` that is not a trusted proxy's,
     /// if the peer is one; else the peer's.
     pub(super) fn client(&self, headers: &HeaderMap, origin: &Origin) -> Option<IpAddr> {
-        if !origin.trusted {
-            return origin.peer;
-        }
-        let mut client = origin.peer;
-        let listed = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
-        let hops = listed.iter().rev().flat_map(|value| {
-            value.to_str().unwrap_or_default().rsplit(',').map(|hop| {
-                let hop = hop.trim().parse::<IpAddr>();
-                hop.map(|hop| hop.to_canonical()).ok()
-            })
-        });
-        for hop in hops {
-            // What cannot be read ends the chain of trust.
-            let Some(hop) = hop else { break };
-            client = Some(hop);
-            if !self.trusts(client) {
-                break;
-            }
-        }
-        client
+        client_address(headers, origin.peer, &self.trusted_proxies)
     }
 
     /// The request id that a trusted proxy sent, if it is fit for logs.

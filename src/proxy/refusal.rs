@@ -11,8 +11,8 @@ use super::request::{ALLOW, BadHead};
 use crate::net::refusal_body;
 use crate::verifier::Refusal as Unproven;
 
-/// Seconds after which trying again may help.
-const RETRY_AFTER: &str = "5";
+/// Where nobody knows how long it takes.
+const RETRY_AFTER_SECONDS: u64 = 5;
 const CHALLENGE: &str = r#"OTP realm="otpgate""#;
 
 /// Why a request gets no answer of the upstream.
@@ -55,7 +55,10 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::Missing | Self::Unproven(Unproven::Denied(_)) => StatusCode::UNAUTHORIZED,
-            Self::Unproven(Unproven::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unproven(Unproven::Throttled(_)) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unproven(Unproven::Unavailable(_) | Unproven::NoMarks) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Forbidden | Self::NoRoute => StatusCode::FORBIDDEN,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -77,7 +80,8 @@ impl Refusal {
             Self::Missing | Self::Unproven(Unproven::Denied(_)) => {
                 "Valid authentication credentials are needed."
             }
-            Self::Unproven(Unproven::Unavailable(_)) => {
+            Self::Unproven(Unproven::Throttled(_)) => "Too many failed attempts.",
+            Self::Unproven(Unproven::Unavailable(_) | Unproven::NoMarks) => {
                 "Authentication is not available right now."
             }
             Self::Forbidden | Self::NoRoute => "You do not have permission to perform this action.",
@@ -86,6 +90,15 @@ impl Refusal {
             Self::BadUpstream => "The service cannot be reached.",
             Self::SlowUpstream => "The service did not answer in time.",
             Self::Internal => "Internal error.",
+        }
+    }
+
+    /// Seconds after which trying again may help.
+    fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::Unproven(Unproven::Throttled(throttled)) => Some(throttled.retry_after_seconds()),
+            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_AFTER_SECONDS),
+            _ => None,
         }
     }
 
@@ -127,11 +140,11 @@ impl Refusal {
             StatusCode::UNAUTHORIZED => {
                 response.insert_header(header::WWW_AUTHENTICATE, CHALLENGE)?;
             }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                response.insert_header(header::RETRY_AFTER, RETRY_AFTER)?;
-            }
             StatusCode::METHOD_NOT_ALLOWED => response.insert_header(header::ALLOW, ALLOW)?,
             _ => {}
+        }
+        if let Some(seconds) = self.retry_after() {
+            response.insert_header(header::RETRY_AFTER, seconds.to_string())?;
         }
         if session.req_header().method == Method::HEAD {
             return session.write_response_header(Box::new(response), true).await;

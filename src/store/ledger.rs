@@ -43,8 +43,18 @@ impl Quota {
     /// How long a bucket at `level` stays closed from `now` on; zero: it is open.
     #[must_use]
     pub fn closed_for(&self, level: Duration, now: Duration) -> Duration {
-        let room = self.interval() * self.failures.saturating_sub(1);
-        level.saturating_sub(now + room)
+        level.saturating_sub(now + self.room())
+    }
+
+    /// The level of a bucket that is closed for `wait` from `now` on; zero for an open one.
+    #[must_use]
+    pub fn level_closed_for(&self, wait: Duration, now: Duration) -> Duration {
+        if wait.is_zero() { Duration::ZERO } else { now + self.room() + wait }
+    }
+
+    /// How far above now an open bucket's level may be.
+    fn room(&self) -> Duration {
+        self.interval() * self.failures.saturating_sub(1)
     }
 }
 

@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["logging"],
     &["net"],
+    &["throttle"],
     &["verifier"],
     &["proxy", "api", "ops", "client"],
     &["commands"],

@@ -1,0 +1,402 @@
+//! Failed attempts (RFC 4226 section 7.3): who has to wait before the next token is looked at.
+//!
+//! Three buckets close, each by its own quota: that of one name from one source, that of one name
+//! from all sources, and that of one source whatever the name. Only the first one concerns a source
+//! that proved itself under that name not long ago, so nobody can lock a working service out by
+//! guessing from elsewhere.
+//!
+//! Decisions are made on tables in this process: of fixed size, the same for names that exist and
+//! names that do not. Failures of existing names are also counted in the store, behind the request's
+//! back, and what other gates counted there closes the buckets here. Without the store, every gate
+//! counts for itself.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ring::digest::{SHA256, digest};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, info};
+
+use crate::clock::{Clock, Moment};
+use crate::config::ThrottleConfig;
+use crate::entry::{EntryId, PrincipalRef};
+use crate::logging::AUDIT;
+use crate::metrics::Metrics;
+use crate::store::ledger::MAX_LEDGER_BATCH;
+use crate::store::{Failure, Quota, Store};
+
+mod table;
+
+use table::Table;
+
+/// Reports that wait for the store; further ones stay in this process.
+const QUEUE: usize = 4096;
+/// Questions to the store at the same time; further ones are answered no.
+const RECALLS: usize = 32;
+/// How long the store's answer that a source is not known stands.
+const NOT_REMEMBERED_FOR: Duration = Duration::from_secs(60);
+/// How often a success is written to the store again, at most.
+const REFRESH: Duration = Duration::from_secs(3600);
+/// How often closed buckets are counted for the metrics.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// Where an attempt comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A client's address: of IPv6 the first 64 bits, of which one client may have any.
+    Address(IpAddr),
+    /// A Unix socket of this machine.
+    Local,
+    /// A service that asks about others, and does not say where they are.
+    Service(EntryId),
+}
+
+impl Source {
+    /// The source behind a peer's address; `None`: a Unix socket.
+    #[must_use]
+    pub fn of(address: Option<IpAddr>) -> Self {
+        match address.map(|address| address.to_canonical()) {
+            None => Self::Local,
+            Some(IpAddr::V6(v6)) => {
+                let network = v6.to_bits() & (u128::MAX << 64);
+                Self::Address(IpAddr::V6(Ipv6Addr::from_bits(network)))
+            }
+            Some(v4) => Self::Address(v4),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(IpAddr::V6(network)) => write!(f, "{network}/64"),
+            Self::Address(v4) => v4.fmt(f),
+            Self::Local => f.write_str("local"),
+            Self::Service(id) => write!(f, "service {id}"),
+        }
+    }
+}
+
+/// Which bucket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One name from one source.
+    Source,
+    /// One name from everywhere.
+    Entry,
+    /// One source, whatever the name.
+    Address,
+}
+
+impl Scope {
+    /// A bounded word for logs and metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Entry => "entry",
+            Self::Address => "address",
+        }
+    }
+}
+
+/// An attempt that comes too early: its token is not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttled {
+    /// From then on the next one is looked at.
+    pub retry_after: Duration,
+    /// Which bucket is closed the longest.
+    pub by: Scope,
+}
+
+impl Throttled {
+    /// For `Retry-After`: whole seconds, rounded up.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> u64 {
+        self.retry_after.as_secs() + u64::from(self.retry_after.subsec_nanos() > 0)
+    }
+}
+
+/// What an attempt is counted under, in the tables of this process.
+#[derive(Clone, Copy)]
+struct Keys {
+    pair: u64,
+    name: u64,
+    source: u64,
+}
+
+/// What the store is told, behind the request's back.
+enum Report {
+    /// A token of an existing name was refused.
+    Failed { keys: Keys, pair: String, name: Option<String> },
+    /// A name proved itself.
+    Succeeded(String),
+}
+
+/// Counts failed attempts and says who has to wait.
+pub struct Throttle {
+    config: ThrottleConfig,
+    store: Store,
+    metrics: Arc<Metrics>,
+    origin: Instant,
+    hasher: RandomState,
+    /// Levels of the buckets of one name from one source.
+    pairs: Table,
+    /// Levels of the buckets of one name.
+    names: Table,
+    /// Levels of the buckets of one source.
+    sources: Table,
+    /// Until when a name's success from a source is remembered.
+    successes: Table,
+    /// Until when the store need not be asked about one.
+    strangers: Table,
+    recalls: Semaphore,
+    reports: mpsc::Sender<Report>,
+    reported: Mutex<mpsc::Receiver<Report>>,
+}
+
+impl Throttle {
+    /// Nobody has failed yet.
+    #[must_use]
+    pub fn new(config: ThrottleConfig, store: Store, metrics: Arc<Metrics>, now: Moment) -> Self {
+        let (reports, reported) = mpsc::channel(QUEUE);
+        Self {
+            config,
+            store,
+            metrics,
+            origin: now.monotonic,
+            hasher: RandomState::new(),
+            pairs: Table::new(),
+            names: Table::new(),
+            sources: Table::new(),
+            successes: Table::new(),
+            strangers: Table::new(),
+            recalls: Semaphore::new(RECALLS),
+            reports,
+            reported: Mutex::new(reported),
+        }
+    }
+
+    /// Whether a token of `who` from `source` may be looked at.
+    ///
+    /// # Errors
+    /// If not, until when.
+    pub async fn check(
+        &self,
+        who: PrincipalRef<'_>,
+        source: Source,
+        now: Moment,
+    ) -> Result<(), Throttled> {
+        if !self.config.enabled {
+            return Ok(());
+        }
+        let (keys, at) = (self.keys(who, source), self.since_origin(now));
+        let closed = |table: &Table, key, quota: Quota, by| {
+            let retry_after = quota.closed_for(table.get(key), at);
+            (!retry_after.is_zero()).then_some(Throttled { retry_after, by })
+        };
+        let own = closed(&self.pairs, keys.pair, self.config.per_source, Scope::Source);
+        let name = closed(&self.names, keys.name, self.config.per_entry, Scope::Entry);
+        let source_wide =
+            closed(&self.sources, keys.source, self.config.per_address, Scope::Address);
+        let shared = [name, source_wide].into_iter().flatten().max_by_key(|t| t.retry_after);
+        let shared = match shared {
+            Some(_) if self.is_known(who, source, keys, at, now).await => None,
+            shared => shared,
+        };
+        match own.into_iter().chain(shared).max_by_key(|t| t.retry_after) {
+            None => Ok(()),
+            Some(throttled) => {
+                self.metrics.throttled(throttled.by.as_str());
+                Err(throttled)
+            }
+        }
+    }
+
+    /// Counts a refused token. `id` is that of the entry, if there is one.
+    pub fn failed(&self, who: PrincipalRef<'_>, source: Source, id: Option<EntryId>, now: Moment) {
+        if !self.config.enabled {
+            return;
+        }
+        let (keys, at) = (self.keys(who, source), self.since_origin(now));
+        let quota = self.config.per_source;
+        let level = self.pairs.update(keys.pair, |level| quota.after_failure(level, at));
+        if let (Some(id), false) = (id, quota.closed_for(level, at).is_zero()) {
+            info!(
+                target: AUDIT,
+                action = "throttle",
+                outcome = "closed",
+                id = id.0,
+                name = who.name(),
+                realm = who.realm(),
+                source = source.to_string(),
+            );
+        }
+        // A source that is known under this name is held by its own bucket alone.
+        let is_known = self.successes.get(keys.pair) > at;
+        if !is_known {
+            self.names.update(keys.name, |level| self.config.per_entry.after_failure(level, at));
+            if !matches!(source, Source::Service(_)) {
+                let quota = self.config.per_address;
+                self.sources.update(keys.source, |level| quota.after_failure(level, at));
+            }
+        }
+        if id.is_some() {
+            let name = (!is_known).then(|| stored_key('n', who, None));
+            let pair = stored_key('p', who, Some(source));
+            self.report(Report::Failed { keys, pair, name });
+        }
+    }
+
+    /// Notes that `who` proved itself.
+    pub fn succeeded(&self, who: PrincipalRef<'_>, source: Source, now: Moment) {
+        if !self.config.enabled {
+            return;
+        }
+        let (key, at) = (self.keys(who, source).pair, self.since_origin(now));
+        let keep = self.config.remember_success;
+        let fresh = at + keep.saturating_sub(REFRESH.min(keep / 4));
+        if self.successes.get(key) >= fresh {
+            return;
+        }
+        self.successes.set(key, at + keep);
+        self.report(Report::Succeeded(stored_key('s', who, Some(source))));
+    }
+
+    /// Tells the store what happened here and learns what happened elsewhere. Never ends.
+    pub async fn run(&self, clock: Arc<dyn Clock>) {
+        let mut reported = self.reported.lock().await;
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
+        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                _ = reported.recv_many(&mut batch, MAX_LEDGER_BATCH / 2) => {
+                    self.tell(std::mem::take(&mut batch), clock.now()).await;
+                }
+                _ = look_around.tick() => self.look_around(clock.now()),
+            }
+        }
+    }
+
+    /// Whether the source has proved itself under that name not long ago, here or elsewhere.
+    async fn is_known(
+        &self,
+        who: PrincipalRef<'_>,
+        source: Source,
+        keys: Keys,
+        at: Duration,
+        now: Moment,
+    ) -> bool {
+        if self.successes.get(keys.pair) > at {
+            return true;
+        }
+        if self.strangers.get(keys.pair) > at {
+            return false;
+        }
+        let Ok(_turn) = self.recalls.try_acquire() else { return false };
+        let key = stored_key('s', who, Some(source));
+        let is_known = self.store.remembers(&key, now.unix).await.unwrap_or(false);
+        if is_known {
+            // Until a success here says more.
+            self.successes.set(keys.pair, at + REFRESH);
+        } else {
+            self.strangers.set(keys.pair, at + NOT_REMEMBERED_FOR);
+        }
+        is_known
+    }
+
+    fn report(&self, report: Report) {
+        if self.reports.try_send(report).is_err() {
+            self.metrics.throttle_unshared.inc();
+        }
+    }
+
+    async fn tell(&self, batch: Vec<Report>, now: Moment) {
+        let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
+        for report in batch {
+            match report {
+                Report::Succeeded(key) => successes.push(key),
+                Report::Failed { keys, pair, name } => {
+                    let quota = self.config.per_source;
+                    failures.push(Failure { bucket: pair, quota });
+                    places.push((&self.pairs, keys.pair, quota));
+                    if let Some(name) = name {
+                        let quota = self.config.per_entry;
+                        failures.push(Failure { bucket: name, quota });
+                        places.push((&self.names, keys.name, quota));
+                    }
+                }
+            }
+        }
+        let told = async {
+            if !successes.is_empty() {
+                self.store.remember(&successes, self.config.remember_success, now.unix).await?;
+            }
+            if failures.is_empty() {
+                Ok(Vec::new())
+            } else {
+                self.store.count_failures(&failures, now.unix).await
+            }
+        };
+        match told.await {
+            Ok(waits) => {
+                let at = self.since_origin(now);
+                for ((table, key, quota), wait) in places.into_iter().zip(waits) {
+                    table.update(key, |level| level.max(quota.level_closed_for(wait, at)));
+                }
+            }
+            // The store's own metrics and the follower say more.
+            Err(error) => {
+                self.metrics.throttle_unshared.inc();
+                debug!(%error, "failed attempts are counted in this process only");
+            }
+        }
+    }
+
+    fn look_around(&self, now: Moment) {
+        let at = self.since_origin(now);
+        for (table, quota, scope) in [
+            (&self.pairs, self.config.per_source, Scope::Source),
+            (&self.names, self.config.per_entry, Scope::Entry),
+            (&self.sources, self.config.per_address, Scope::Address),
+        ] {
+            let closed = table.count(|level| !quota.closed_for(level, at).is_zero());
+            self.metrics.set_throttled(scope.as_str(), closed);
+        }
+    }
+
+    fn keys(&self, who: PrincipalRef<'_>, source: Source) -> Keys {
+        let hash = |what: &dyn Fn(&mut _)| {
+            use std::hash::Hasher as _;
+            let mut hasher = self.hasher.build_hasher();
+            what(&mut hasher);
+            hasher.finish()
+        };
+        Keys {
+            pair: hash(&|h| (who, source).hash(h)),
+            name: hash(&|h| who.hash(h)),
+            source: hash(&|h| source.hash(h)),
+        }
+    }
+
+    fn since_origin(&self, now: Moment) -> Duration {
+        now.monotonic.saturating_duration_since(self.origin)
+    }
+}
+
+/// The key of a bucket or a success in the store: the same on every gate, and of fixed length however
+/// long the names are.
+fn stored_key(kind: char, who: PrincipalRef<'_>, source: Option<Source>) -> String {
+    let source = source.map_or_else(String::new, |source| source.to_string());
+    let mut text = Vec::new();
+    for part in [who.realm(), who.name(), &source] {
+        text.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        text.extend_from_slice(part.as_bytes());
+    }
+    let digest = digest(&SHA256, &text);
+    format!("{kind}{}", data_encoding::HEXLOWER.encode(&digest.as_ref()[..16]))
+}
