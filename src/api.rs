@@ -20,6 +20,7 @@ use crate::net::Connection;
 use crate::store::Store;
 use crate::verifier::{Permit, Verifier};
 
+mod audit;
 mod auth;
 mod body;
 mod edge;
@@ -148,12 +149,12 @@ impl Api {
             (_, &Method::OPTIONS) => Ok(options::describe(resource)),
             (Resource::Root, &Method::GET | &Method::HEAD) => Ok(root(head)),
             (Resource::Verify, &Method::POST) => self.verify(&call, note).await,
-            (Resource::Entries, &Method::GET | &Method::HEAD) => self.list(&call).await,
-            (Resource::Entries, &Method::POST) => self.create(&call).await,
-            (Resource::Entry, &Method::GET | &Method::HEAD) => self.show(&call).await,
-            (Resource::Entry, &Method::PUT) => self.update(&call, false).await,
-            (Resource::Entry, &Method::PATCH) => self.update(&call, true).await,
-            (Resource::Entry, &Method::DELETE) => self.delete(&call).await,
+            (Resource::Entries, &Method::GET | &Method::HEAD) => self.list(&call, note).await,
+            (Resource::Entries, &Method::POST) => self.create(&call, note).await,
+            (Resource::Entry, &Method::GET | &Method::HEAD) => self.show(&call, note).await,
+            (Resource::Entry, &Method::PUT) => self.update(&call, false, note).await,
+            (Resource::Entry, &Method::PATCH) => self.update(&call, true, note).await,
+            (Resource::Entry, &Method::DELETE) => self.delete(&call, note).await,
             (_, method) => Err(ApiError::Method(method.clone(), resource.allow())),
         }
     }
@@ -172,12 +173,6 @@ struct Call<'a> {
     head: &'a request::Parts,
     fields: Fields,
     permit: Permit,
-}
-
-impl Call<'_> {
-    fn request_id(&self) -> &str {
-        request_id(self.head)
-    }
 }
 
 fn request_id(head: &request::Parts) -> &str {

@@ -18,11 +18,13 @@
 //! - [`proxy`] forwards what holds a permit; [`api`] answers management and verify calls.
 //! - [`credentials`] finds the headers that carry a claim, for both.
 //! - [`net`] owns sockets: one accept loop for every listener, bounded in all directions.
+//! - [`audit`] is the form of the audit trail; [`logging`] says where lines go.
 //! - [`ops`] answers health checks and metrics scrapes.
 //!
 //! `proxy` and `api` never import each other.
 
 pub mod api;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod clock;

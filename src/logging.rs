@@ -16,8 +16,6 @@ use crate::config::{LogConfig, LogFormat};
 
 /// The target of access lines: one a request.
 pub const ACCESS: &str = "otpgate::access";
-/// The target of audit events: one a management action.
-pub const AUDIT: &str = "otpgate::audit";
 
 /// Crates that see requests and log them below INFO.
 const NOSY: &[&str] = &["pingora", "h2", "hyper", "reqwest", "rustls", "axum", "tower", "redis"];

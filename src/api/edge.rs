@@ -12,6 +12,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri};
 
 use super::Api;
+use super::audit::{self, Subject};
 use super::error::ApiError;
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
@@ -43,6 +44,8 @@ pub(super) struct Note {
     pub(super) caller: Option<Principal>,
     /// Why a claim was refused: callers are not told.
     pub(super) reason: Option<&'static str>,
+    /// Which entry it manages.
+    pub(super) subject: Subject,
 }
 
 /// Wraps every route.
@@ -56,6 +59,7 @@ pub(super) async fn edge(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let peer = request.extensions().get::<Arc<Connection>>().and_then(|c| c.peer());
     request.extensions_mut().insert(id.clone());
+    let management = audit::management(&request);
 
     let answered = match check(&api, &request) {
         Err(refusal) => Ok(refusal.into_response()),
@@ -74,6 +78,9 @@ pub(super) async fn edge(
     let outcome = response.extensions().get::<Outcome>().map_or("ok", |outcome| outcome.0);
     let took = api.clock.now().monotonic.saturating_duration_since(start.monotonic);
     api.metrics.request("api", action, outcome);
+    if let Some(action) = management {
+        audit::log(action, &note, outcome, &id, peer);
+    }
     tracing::info!(
         target: ACCESS,
         listener = "api",

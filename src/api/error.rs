@@ -160,7 +160,7 @@ impl ApiError {
             ),
             Self::Store(StoreError::Unknown(_)) => (
                 S::SERVICE_UNAVAILABLE,
-                "unavailable",
+                "unknown_outcome",
                 detail("Whether this was done is unknown: look before trying again."),
             ),
             Self::Unavailable | Self::Store(_) => (

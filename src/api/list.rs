@@ -11,6 +11,7 @@ use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
 use serde_json::json;
 
+use super::edge::Note;
 use super::entry::View;
 use super::error::{ApiError, json_response};
 use super::management::parameter;
@@ -60,9 +61,14 @@ impl Filter {
 
 impl Api {
     /// `GET /ungleichotp/`.
-    pub(super) async fn list(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+    pub(super) async fn list(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
         self.require_admin(call)?;
         let view = self.view(call)?;
+        note.subject.seeds = Some(view.seed);
         let filter = Filter::read(call)?;
         if let (Some(name), Some(realm)) = (&filter.name, &filter.realm) {
             // At most one entry: no need to go through all.

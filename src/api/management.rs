@@ -1,6 +1,7 @@
 //! Creating, showing, changing and deleting entries.
 //!
-//! A write is answered once it is durable and in force on this gate; each leaves one audit event.
+//! A write is answered once it is durable and in force on this gate. What handlers put into the note's
+//! `subject` stands in the request's audit event.
 
 use std::time::Duration;
 
@@ -8,12 +9,13 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
 
+use super::audit::Subject;
+use super::edge::Note;
 use super::entry::{Change, View};
 use super::error::{ApiError, json_response};
 use super::value::{Value, check_bool};
 use super::{Api, Call};
 use crate::entry::{Entry, EntryId, Seed};
-use crate::logging::AUDIT;
 use crate::store::{StoreError, Stored, Version};
 
 /// Longest wait until a write is in force here; it is durable before.
@@ -23,11 +25,17 @@ const ATTEMPTS: usize = 5;
 
 impl Api {
     /// `POST /ungleichotp/`.
-    pub(super) async fn create(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+    pub(super) async fn create(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
         self.require_admin(call)?;
         let full = wants_full(call)?;
         let change = Change::read(&call.fields, false)?;
         let principal = change.principal().expect("read demands name and realm");
+        note.subject =
+            Subject { principal: Some(principal.clone()), seeds: Some(true), ..Subject::default() };
         let now = self.clock.now().unix;
         let created = self
             .store
@@ -37,19 +45,23 @@ impl Api {
                 StoreError::Conflict => not_unique(),
                 other => other.into(),
             });
-        let subject = created.as_ref().ok().map(|(entry, _)| entry.id);
-        audit(call, "create", subject, &principal, outcome(&created));
         let (entry, version) = created?;
+        note.subject.id = Some(entry.id);
         self.in_force(version).await;
         let view = View { seed: true, full, rules: self.rules() };
         Ok(json_response(StatusCode::CREATED, &view.of(&entry)))
     }
 
     /// `GET /ungleichotp/{id}/`.
-    pub(super) async fn show(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+    pub(super) async fn show(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
         self.require_admin(call)?;
         let view = self.view(call)?;
-        let stored = self.store.get_by_id(id_of(call)?).await?.ok_or(ApiError::NoEntry)?;
+        let stored = self.stored(call, note).await?;
+        note.subject.seeds = Some(view.seed);
         Ok(json_response(StatusCode::OK, &view.stored(&stored)))
     }
 
@@ -58,47 +70,60 @@ impl Api {
         &self,
         call: &Call<'_>,
         partial: bool,
+        note: &mut Note,
     ) -> Result<Response, ApiError> {
         self.require_admin(call)?;
         let view = self.view(call)?;
-        let id = id_of(call)?;
-        let mut old = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+        let mut old = self.stored(call, note).await?;
         let change = Change::read(&call.fields, partial)?;
         for _ in 0..ATTEMPTS {
             let entry = old.entry.as_ref().map_err(Clone::clone)?;
             let new = change.apply(entry, self.clock.now().unix);
+            let changed = changed_fields(entry, &new);
+            note.subject.changed = Some(changed).filter(|fields| !fields.is_empty());
+            note.subject.renamed =
+                (new.principal != entry.principal).then(|| new.principal.clone());
+            note.subject.seeds = Some(view.seed);
             if new == *entry {
                 return Ok(json_response(StatusCode::OK, &view.of(&new)));
             }
             let written = self.write(&old, &new).await;
             if matches!(written, Err(ApiError::Store(StoreError::Conflict))) {
-                old = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+                old = self.stored(call, note).await?;
                 continue;
             }
-            audit(call, "update", Some(id), &new.principal, outcome(&written));
             self.in_force(written?).await;
             return Ok(json_response(StatusCode::OK, &view.of(&new)));
         }
-        audit(call, "update", Some(id), &old.principal, "conflict");
         Err(ApiError::Conflict)
     }
 
     /// `DELETE /ungleichotp/{id}/`.
-    pub(super) async fn delete(&self, call: &Call<'_>) -> Result<Response, ApiError> {
+    pub(super) async fn delete(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Response, ApiError> {
         self.require_admin(call)?;
-        let id = id_of(call)?;
         for _ in 0..ATTEMPTS {
-            let stored = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+            let stored = self.stored(call, note).await?;
             let deleted = self.store.delete(&stored).await;
             if matches!(deleted, Err(StoreError::Conflict)) {
                 continue;
             }
-            let deleted = deleted.map_err(ApiError::from);
-            audit(call, "delete", Some(id), &stored.principal, outcome(&deleted));
             self.in_force(deleted?).await;
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         Err(ApiError::Conflict)
+    }
+
+    /// The entry that the path names.
+    async fn stored(&self, call: &Call<'_>, note: &mut Note) -> Result<Stored, ApiError> {
+        let id = id_of(call)?;
+        note.subject.id = Some(id);
+        let stored = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+        note.subject.principal = Some(stored.principal.clone());
+        Ok(stored)
     }
 
     /// Writes a change; a conflict means that `old` is no longer what is stored.
@@ -177,31 +202,22 @@ fn not_unique() -> ApiError {
     ApiError::field("non_field_errors", "The fields name, realm must make a unique set.")
 }
 
-fn outcome<T>(result: &Result<T, ApiError>) -> &'static str {
-    match result {
-        Ok(_) => "done",
-        Err(ApiError::Store(StoreError::Unknown(_))) => "unknown",
-        Err(ApiError::Store(_)) => "failed",
-        Err(_) => "refused",
-    }
-}
-
-fn audit(
-    call: &Call<'_>,
-    action: &'static str,
-    id: Option<EntryId>,
-    subject: &crate::entry::Principal,
-    outcome: &'static str,
-) {
-    tracing::info!(
-        target: AUDIT,
-        action,
-        outcome,
-        // A text, which the log quotes: a name may hold spaces and `=`.
-        caller = call.permit.principal().to_string(),
-        id = id.map(|id| id.0),
-        name = subject.name.as_str(),
-        realm = subject.realm.as_str(),
-        request_id = call.request_id(),
-    );
+/// Names of the fields that differ, for the audit trail; whether the entry may prove anybody with its
+/// value.
+fn changed_fields(old: &Entry, new: &Entry) -> String {
+    let enabled = if new.enabled { "enabled=true" } else { "enabled=false" };
+    [
+        ("name", old.principal.name != new.principal.name),
+        ("realm", old.principal.realm != new.principal.realm),
+        ("algorithm", old.overrides.algorithm != new.overrides.algorithm),
+        ("digits", old.overrides.digits != new.overrides.digits),
+        ("period", old.overrides.period != new.overrides.period),
+        (enabled, old.enabled != new.enabled),
+        ("expires_at", old.expires_at != new.expires_at),
+        ("comment", old.comment != new.comment),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
+    .collect::<Vec<_>>()
+    .join(" ")
 }

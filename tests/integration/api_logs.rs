@@ -31,15 +31,22 @@ async fn every_request_leaves_a_line_and_no_secret() {
         |target: &str| events.iter().filter(|e| e["target"] == target).cloned().collect::<Vec<_>>();
     let audit = of("otpgate::audit");
     let actions: Vec<_> = audit.iter().map(|e| e["action"].as_str().unwrap()).collect();
-    assert_eq!(actions, ["create", "update", "delete"]);
-    for event in &audit {
+    assert_eq!(actions, ["create", "update", "delete", "delete"]);
+    for event in &audit[..3] {
         assert_eq!(
             (&event["outcome"], &event["caller"]),
             (&json!("done"), &json!("admin@ungleich-admin"))
         );
         assert_eq!((&event["id"], &event["realm"]), (&made["id"], &json!("users")));
+        assert_eq!(event["client"], "127.0.0.1");
     }
     assert_eq!(audit[1]["request_id"], renamed.headers["x-request-id"].to_str().unwrap());
+    assert_eq!((&audit[1]["name"], &audit[1]["new_name"]), (&json!("x"), &json!("y")));
+    assert_eq!(audit[1]["changed"], "name");
+    assert_eq!(
+        (&audit[3]["outcome"], &audit[3]["reason"], &audit[3]["caller"]),
+        (&json!("refused"), &json!("forbidden"), &json!("user@users"))
+    );
     let access = of("otpgate::access");
     let outcomes: Vec<_> = access.iter().map(|e| e["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["ok", "ok", "ok", "forbidden", "unproven"]);
@@ -62,6 +69,78 @@ async fn every_request_leaves_a_line_and_no_secret() {
     assert!(metrics.contains(r#"outcome="forbidden",route="delete"} 1"#), "{metrics}");
 }
 
+/// One event for each request that would manage entries, whatever became of it, and none for others.
+#[tokio::test]
+async fn the_trail_holds_every_attempt_to_manage() {
+    let lines = Lines::default();
+    let subscriber =
+        tracing_subscriber::fmt().json().flatten_event(true).with_writer(lines.writer()).finish();
+    let _guard = collect(subscriber);
+    let gate = Gate::start().await;
+    let all = "/ungleichotp/";
+    let alice = json!({"name": "alice", "realm": "shop"});
+    let made = gate.create(alice.clone()).await;
+    let one = format!("/ungleichotp/{}", made["id"]);
+    gate.call(ADMIN, "POST", all, alice).await;
+    gate.call(ADMIN, "GET", all, json!({})).await;
+    gate.call(ADMIN, "GET", &one, json!({})).await;
+    gate.call(ADMIN, "PATCH", &one, json!({"enabled": false, "comment": "left"})).await;
+    gate.call(ADMIN, "PATCH", &one, json!({"enabled": false})).await;
+    gate.call(ADMIN, "PUT", &one, json!({"digits": 5})).await;
+    gate.call(ADMIN, "DELETE", "/ungleichotp/999/", json!({})).await;
+    gate.call(AUTH, "GET", all, json!({})).await;
+    gate.send("DELETE", &one, &json!({})).await;
+    let mut wrong = body_of(ADMIN, json!({}));
+    wrong["auth_token"] = json!("000");
+    gate.send("GET", all, &wrong).await;
+    let foreign = gate.request("GET", all).header("Origin", "http://evil.example");
+    assert_eq!(foreign.json(&body_of(ADMIN, json!({}))).send().await.unwrap().status(), 403);
+    gate.call(ADMIN, "POST", &one, json!({})).await;
+    // Not management.
+    gate.call(ADMIN, "OPTIONS", all, json!({})).await;
+    gate.call(ADMIN, "GET", "/", json!({})).await;
+    gate.verify("user", "users", USER_SEED).await;
+    gate.call(ADMIN, "GET", "/nonsense", json!({})).await;
+
+    let text = lines.text();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &Value| event["target"] == "otpgate::audit")
+        .collect();
+    let short = |event: &Value| {
+        ["action", "outcome", "reason", "caller", "id", "name", "changed", "seeds"]
+            .map(|field| match &event[field] {
+                Value::Null => "-".to_owned(),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            })
+            .join("|")
+    };
+    let admin = "admin@ungleich-admin";
+    let id = &made["id"];
+    let expected = [
+        format!("create|done|-|{admin}|{id}|alice|-|true"),
+        format!("create|refused|invalid|{admin}|-|alice|-|-"),
+        format!("list|done|-|{admin}|-|-|-|true"),
+        format!("show|done|-|{admin}|{id}|alice|-|true"),
+        format!("update|done|-|{admin}|{id}|alice|enabled=false comment|true"),
+        format!("update|done|-|{admin}|{id}|alice|-|true"),
+        format!("update|refused|invalid|{admin}|{id}|alice|-|-"),
+        format!("delete|refused|not_found|{admin}|999|-|-|-"),
+        "list|refused|forbidden|auth@ungleich-auth|-|-|-|-".to_owned(),
+        "delete|refused|malformed|-|-|-|-|-".to_owned(),
+        "list|refused|wrong_token|-|-|-|-|-".to_owned(),
+        "list|refused|foreign_origin|-|-|-|-|-".to_owned(),
+        format!("show|refused|method|{admin}|-|-|-|-"),
+    ];
+    assert_eq!(events.iter().map(short).collect::<Vec<_>>(), expected);
+    let ids: std::collections::HashSet<_> =
+        events.iter().map(|event| event["request_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), events.len());
+    assert!(events.iter().all(|event| event["client"] == "127.0.0.1"));
+}
+
 /// Whatever a name or a path holds, a line of text stays one line, and its fields are ours.
 #[tokio::test]
 async fn lines_of_text_cannot_be_forged() {
@@ -82,7 +161,7 @@ async fn lines_of_text_cannot_be_forged() {
 
     let text = lines.text();
     let ours: Vec<_> = text.lines().filter(|line| line.contains("otpgate::a")).collect();
-    assert_eq!(ours.len(), 5, "{text}");
+    assert_eq!(ours.len(), 6, "{text}");
     for line in ours {
         // Outside of quoted texts each field stands once.
         let mut plain = String::new();

@@ -6,7 +6,7 @@ use std::path::Path;
 const LAYERS: &[&[&str]] = &[
     &["clock", "secret", "credentials"],
     &["entry"],
-    &["seal", "otp"],
+    &["seal", "otp", "audit"],
     &["store"],
     &["policy"],
     &["metrics"],
