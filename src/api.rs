@@ -31,6 +31,7 @@ mod list;
 mod management;
 mod negotiate;
 mod options;
+mod rotate;
 mod value;
 mod verify;
 
@@ -68,6 +69,8 @@ pub enum Resource {
     Entries,
     /// One entry.
     Entry,
+    /// A new seed for one entry.
+    Rotate,
     /// Verification.
     Verify,
 }
@@ -80,16 +83,17 @@ impl Resource {
             Self::Root => "GET, HEAD, OPTIONS",
             Self::Entries => "GET, POST, HEAD, OPTIONS",
             Self::Entry => "GET, PUT, PATCH, DELETE, HEAD, OPTIONS",
-            Self::Verify => "POST, OPTIONS",
+            Self::Rotate | Self::Verify => "POST, OPTIONS",
         }
     }
 }
 
 /// Every authenticated path; each but `/` works with and without its last slash.
-pub const ROUTES: [(&str, Resource); 5] = [
+pub const ROUTES: [(&str, Resource); 6] = [
     ("/", Resource::Root),
     ("/ungleichotp/", Resource::Entries),
     ("/ungleichotp/{id}/", Resource::Entry),
+    ("/ungleichotp/{id}/rotate/", Resource::Rotate),
     ("/ungleichotp/verify/", Resource::Verify),
     ("/verify", Resource::Verify),
 ];
@@ -155,6 +159,7 @@ impl Api {
             (Resource::Entry, &Method::PUT) => self.update(&call, false, note).await,
             (Resource::Entry, &Method::PATCH) => self.update(&call, true, note).await,
             (Resource::Entry, &Method::DELETE) => self.delete(&call, note).await,
+            (Resource::Rotate, &Method::POST) => self.rotate(&call, note).await,
             (_, method) => Err(ApiError::Method(method.clone(), resource.allow())),
         }
     }
@@ -185,6 +190,7 @@ fn action(resource: Resource, method: &Method) -> &'static str {
         (_, &Method::OPTIONS) => "options",
         (Resource::Root, _) => "root",
         (Resource::Verify, _) => "verify",
+        (Resource::Rotate, _) => "rotate",
         (Resource::Entries, &Method::POST) => "create",
         (Resource::Entries, _) => "list",
         (Resource::Entry, &Method::PUT | &Method::PATCH) => "update",

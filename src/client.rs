@@ -218,6 +218,16 @@ impl Client {
         decode(&self.call(Method::PATCH, &path, fields).await?)
     }
 
+    /// Gives an entry a new seed; see `overlap` and `keep` of the API.
+    pub async fn rotate(
+        &self,
+        id: u64,
+        fields: Map<String, Value>,
+    ) -> Result<ShownEntry, ClientError> {
+        let path = format!("ungleichotp/{id}/rotate/?full=1");
+        decode(&self.call(Method::POST, &path, fields).await?)
+    }
+
     /// Deletes an entry.
     pub async fn delete(&self, id: u64) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("ungleichotp/{id}/"), Map::new()).await.map(drop)

@@ -222,6 +222,8 @@ pub struct ApiConfig {
     pub allowed_hosts: Vec<String>,
     /// Whether seeds show in lists and single entries.
     pub reveal_seeds: bool,
+    /// How long a rotated seed is accepted beside the new one, unless the request says.
+    pub rotate_overlap: Duration,
     /// Bounds towards callers.
     pub limits: Limits,
 }

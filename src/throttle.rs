@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use ring::digest::{SHA256, digest};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info};
+use tracing::debug;
 
+use crate::audit::Event;
 use crate::clock::{Clock, Moment};
 use crate::config::ThrottleConfig;
 use crate::entry::{EntryId, PrincipalRef};
-use crate::logging::AUDIT;
 use crate::metrics::Metrics;
 use crate::store::ledger::MAX_LEDGER_BATCH;
 use crate::store::{Failure, Quota, Store};
@@ -225,15 +225,7 @@ impl Throttle {
         let quota = self.config.per_source;
         let level = self.pairs.update(keys.pair, |level| quota.after_failure(level, at));
         if let (Some(id), false) = (id, quota.closed_for(level, at).is_zero()) {
-            info!(
-                target: AUDIT,
-                action = "throttle",
-                outcome = "closed",
-                id = id.0,
-                name = who.name(),
-                realm = who.realm(),
-                source = source.to_string(),
-            );
+            log_closed(who, source, id);
         }
         // A source that is known under this name is held by its own bucket alone.
         let is_known = self.successes.get(keys.pair) > at;
@@ -386,6 +378,25 @@ impl Throttle {
     fn since_origin(&self, now: Moment) -> Duration {
         now.monotonic.saturating_duration_since(self.origin)
     }
+}
+
+/// From here on the tokens of an existing entry are not looked at, if they come from `source`.
+fn log_closed(who: PrincipalRef<'_>, source: Source, id: EntryId) {
+    let (client, caller) = match source {
+        Source::Address(address) => (Some(address), None),
+        Source::Local => (None, None),
+        Source::Service(_) => (None, Some(source.to_string())),
+    };
+    Event {
+        action: "throttle",
+        outcome: "closed",
+        caller,
+        client,
+        id: Some(id),
+        subject: Some(&who.to_owned()),
+        ..Event::default()
+    }
+    .log();
 }
 
 /// The key of a bucket or a success in the store: the same on every gate, and of fixed length however

@@ -29,7 +29,7 @@ const LARGE_BYTES: u32 = 32 << 20;
 static BUDGET: Semaphore = Semaphore::const_new(LARGE_BYTES as usize);
 
 /// Every field that any request reads.
-pub(super) const KNOWN: [&str; 12] = [
+pub(super) const KNOWN: [&str; 15] = [
     "auth_name",
     "auth_realm",
     "auth_token",
@@ -42,6 +42,9 @@ pub(super) const KNOWN: [&str; 12] = [
     "enabled",
     "expires_at",
     "comment",
+    "overlap",
+    "keep",
+    "source",
 ];
 
 /// The known fields of a body.

@@ -67,6 +67,10 @@ impl View<'_> {
             put("algorithm", json!(params.algorithm.as_str()));
             put("digits", json!(params.digits));
             put("period", json!(params.step_seconds));
+            put(
+                "previous_seed_until",
+                json!(entry.previous.as_ref().map(|previous| rfc3339(previous.until))),
+            );
             put("enabled", json!(entry.enabled));
             put("created_at", json!(rfc3339(entry.created_at)));
             put("updated_at", json!(rfc3339(entry.updated_at)));
@@ -160,6 +164,7 @@ impl Change {
         }
         if new != *old {
             new.updated_at = now;
+            new.previous = new.previous.filter(|previous| previous.until > now);
         }
         new
     }

@@ -21,7 +21,7 @@ use crate::store::{StoreError, Stored, Version};
 /// Longest wait until a write is in force here; it is durable before.
 const APPLY_LIMIT: Duration = Duration::from_secs(2);
 /// How often a change is tried against concurrent ones.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 
 impl Api {
     /// `POST /ungleichotp/`.
@@ -118,7 +118,11 @@ impl Api {
     }
 
     /// The entry that the path names.
-    async fn stored(&self, call: &Call<'_>, note: &mut Note) -> Result<Stored, ApiError> {
+    pub(super) async fn stored(
+        &self,
+        call: &Call<'_>,
+        note: &mut Note,
+    ) -> Result<Stored, ApiError> {
         let id = id_of(call)?;
         note.subject.id = Some(id);
         let stored = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
@@ -156,7 +160,7 @@ impl Api {
     }
 
     /// Waits until a write is in force here, so that the caller can use its result at once.
-    async fn in_force(&self, version: Version) {
+    pub(super) async fn in_force(&self, version: Version) {
         let start = self.clock.now().monotonic;
         if self.verifier.directory().wait_for(version, APPLY_LIMIT).await {
             let lag = self.clock.now().monotonic.saturating_duration_since(start);
@@ -188,8 +192,7 @@ fn wants_full(call: &Call<'_>) -> Result<bool, ApiError> {
 
 /// The number in the path, read as generously as Python's `int`, within reason.
 fn id_of(call: &Call<'_>) -> Result<EntryId, ApiError> {
-    let path = call.head.uri.path();
-    let id = path.strip_prefix("/ungleichotp/").unwrap_or_default().trim_end_matches('/');
+    let id = call.head.uri.path().split('/').nth(2).unwrap_or_default();
     let id = percent_decode_str(id).decode_utf8().map_err(|_| ApiError::NotFound)?;
     let digits = id.strip_prefix(['+', '-']).unwrap_or(&id);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Resource;
 use super::error::json_response;
-use crate::entry::MAX_CHARS;
+use crate::entry::{MAX_CHARS, MAX_OVERLAP_SECONDS};
 
 /// Describes a resource as Django REST framework does.
 pub(super) fn describe(resource: Resource) -> Response {
@@ -15,6 +15,22 @@ pub(super) fn describe(resource: Resource) -> Response {
         Resource::Root => ("Api Root", None),
         Resource::Entries => ("Otp List", Some(json!({ "POST": entry_fields() }))),
         Resource::Entry => ("Otp Instance", Some(json!({ "PUT": entry_fields() }))),
+        Resource::Rotate => (
+            "Rotate",
+            Some(json!({ "POST": {
+                "overlap": {
+                    "type": "integer", "required": false, "read_only": false, "label": "Overlap",
+                    "min_value": 0, "max_value": MAX_OVERLAP_SECONDS,
+                },
+                "keep": {
+                    "type": "choice", "required": false, "read_only": false, "label": "Keep",
+                    "choices": [
+                        { "value": "current", "display_name": "current" },
+                        { "value": "previous", "display_name": "previous" },
+                    ],
+                },
+            }})),
+        ),
         Resource::Verify => (
             "Verify",
             Some(json!({ "POST": {

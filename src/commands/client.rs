@@ -6,13 +6,14 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum as _};
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, ClientError, Credentials, Filter, Proof, ShownEntry, printable};
 use crate::clock::{Clock, SystemClock};
-use crate::entry::{Name, Realm, Seed};
+use crate::entry::{Keep, Name, Realm, Seed};
 use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
@@ -98,6 +99,18 @@ enum ClientCommand {
         new_realm: Option<String>,
         #[command(flatten)]
         fields: FieldArgs,
+    },
+    /// Give an entry a new seed, and print it; for a while, both are accepted
+    Rotate {
+        #[command(flatten)]
+        which: Which,
+        /// How long the seed before is accepted too, such as 30m or 2days; 0s: no longer
+        /// [default: as the server is set, one hour unless changed]
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        overlap: Option<Duration>,
+        /// Which seed is accepted beside the new one, where an earlier rotation still overlaps
+        #[arg(long)]
+        keep: Option<Keep>,
     },
     /// Delete an entry
     Delete {
@@ -242,6 +255,14 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
             }
             let id = find(&client, which).await?;
             one(&client.update(id, fields).await?, json)
+        }
+        ClientCommand::Rotate { which, overlap, keep } => {
+            let mut fields = Map::new();
+            fields.extend(overlap.map(|time| ("overlap".to_owned(), json!(time.as_secs()))));
+            let keep = keep.and_then(|keep| Some(keep.to_possible_value()?.get_name().to_owned()));
+            fields.extend(keep.map(|keep| ("keep".to_owned(), json!(keep))));
+            let id = find(&client, which).await?;
+            one(&client.rotate(id, fields).await?, json)
         }
         ClientCommand::Delete { which } => {
             let id = find(&client, which).await?;
@@ -391,7 +412,7 @@ fn one(entry: &ShownEntry, json: bool) -> String {
         (field.as_str(), Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     });
     let rows = known.into_iter().chain(more).filter_map(|(field, value)| Some((field, value?)));
-    rows.map(|(field, value)| format!("{field:<12}{}\n", printable(&value))).collect()
+    rows.map(|(field, value)| format!("{field:<20}{}\n", printable(&value))).collect()
 }
 
 /// Entries in columns.

@@ -1,5 +1,7 @@
 //! `[proxy]`, `[api]` and `[ops]`: the listeners, their bounds, and what is behind the gate.
 
+use std::time::Duration;
+
 use super::peers::{parse_host, parse_upstreams, read_listen, read_networks, read_upstream};
 use super::reader::Section;
 use super::routes::MODES;
@@ -7,11 +9,14 @@ use super::{
     API_MAX_BODY_BYTES, ApiConfig, HealthCheck, Limits, OpsConfig, ProxyConfig, Upstream,
     UpstreamTimeouts,
 };
+use crate::entry::MAX_OVERLAP_SECONDS;
 
 /// More would not help, and the system may not give them.
 const MAX_THREADS: usize = 1024;
 /// Each takes a file descriptor, of which a process has no more.
 const MAX_CONNECTIONS: usize = 1 << 20;
+/// Time to bring a new seed to all callers.
+const ROTATE_OVERLAP: Duration = Duration::from_secs(3600);
 
 pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> ProxyConfig {
     let limits = read_limits(&mut s, Limits::default());
@@ -71,7 +76,11 @@ pub(super) fn read_api(mut s: Section) -> ApiConfig {
         trusted_proxies: read_networks(&mut s, "trusted_proxies"),
         allowed_hosts: s.list("allowed_hosts", parse_host).unwrap_or_default(),
         reveal_seeds: s.or("reveal_seeds", true),
+        rotate_overlap: s.duration("rotate_overlap").unwrap_or(ROTATE_OVERLAP),
     };
+    if config.rotate_overlap.as_secs() > MAX_OVERLAP_SECONDS {
+        s.problem("rotate_overlap", "must be at most 90 days");
+    }
     s.finish();
     config
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use otpgate::api::Api;
 use otpgate::clock::{Clock, SystemClock};
-use otpgate::config::{Address, ApiConfig, HeaderNames, Limits, Listen, ReservedRealms};
+use otpgate::config::{
+    Address, ApiConfig, HeaderNames, Limits, Listen, ReservedRealms, ThrottleConfig,
+};
 use otpgate::directory::follower::Follower;
 use otpgate::directory::{Directory, RealmRules, TokenRules};
 use otpgate::entry::{Entry, EntryId, Principal, Realm, Seed};
@@ -17,6 +19,7 @@ use otpgate::otp::{Generator, TokenParams};
 use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
+use otpgate::throttle::Throttle;
 use otpgate::verifier::Verifier;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -55,6 +58,17 @@ pub(crate) fn body_of((name, realm, seed): (&str, &str, &str), more: Value) -> V
     body
 }
 
+/// A verifier that never lets anybody wait: tests fail on purpose, from one address.
+pub(crate) fn unthrottled_verifier(
+    directory: Arc<Directory>,
+    store: Store,
+    metrics: Arc<Metrics>,
+) -> Arc<Verifier> {
+    let config = ThrottleConfig { enabled: false, ..ThrottleConfig::default() };
+    let throttle = Throttle::new(config, store.clone(), metrics.clone(), SystemClock.now());
+    Arc::new(Verifier::new(directory, Arc::new(throttle), store, metrics))
+}
+
 pub(crate) struct Setup {
     pub(crate) api: ApiConfig,
     pub(crate) skew_steps: u8,
@@ -70,6 +84,7 @@ impl Default for Setup {
             trusted_proxies: Vec::new(),
             allowed_hosts: Vec::new(),
             reveal_seeds: true,
+            rotate_overlap: Duration::from_secs(3600),
             limits: Limits::default(),
         };
         Self { api, skew_steps: 1, follow: true }
@@ -127,7 +142,7 @@ impl Gate {
         let Address::Tcp(address) = listener.addresses().remove(0) else { panic!("TCP") };
         let api = Api {
             store: store.clone(),
-            verifier: Arc::new(Verifier::new(directory, metrics.clone())),
+            verifier: unthrottled_verifier(directory, store.clone(), metrics.clone()),
             clock,
             metrics: metrics.clone(),
             realms: ReservedRealms {

@@ -11,8 +11,11 @@ use otpgate::metrics::Metrics;
 use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
+use otpgate::verifier::Verifier;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+
+use crate::api_harness::unthrottled_verifier;
 
 /// A principal and its seed.
 pub(crate) struct Caller {
@@ -37,6 +40,10 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
+    pub(crate) fn verifier(&self, metrics: Arc<Metrics>) -> Arc<Verifier> {
+        unthrottled_verifier(self.directory.clone(), self.store.clone(), metrics)
+    }
+
     /// With an entry for each of `callers`.
     pub(crate) async fn new(
         callers: &[&Caller],

@@ -16,7 +16,6 @@ use otpgate::net::{Certificate, Listener};
 use otpgate::otp::{Generator, TokenParams};
 use otpgate::policy::{Mode, Policy, Route};
 use otpgate::proxy::{Parts, Upstreams, app};
-use otpgate::verifier::Verifier;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -88,7 +87,7 @@ impl Setup {
         let until = stopping.clone();
         tokio::spawn(async move { looking_after.run(until).await });
         let gate = app(Parts {
-            verifier: Arc::new(Verifier::new(store.directory.clone(), metrics.clone())),
+            verifier: store.verifier(metrics.clone()),
             policy: Arc::new(ArcSwap::from_pointee(Policy::new(self.routes))),
             headers: self.headers,
             config,
