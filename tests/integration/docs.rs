@@ -56,7 +56,8 @@ fn the_manual_shows_the_defaults() {
             format!("{:?}", (config.proxy.limits, config.api.limits, config.ops.limits)),
             format!("{:?}", (config.proxy.timeouts, config.api.reveal_seeds, config.realms)),
             format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
-            format!("{:?}", (config.shutdown.grace, config.log)),
+            format!("{:?}", (config.shutdown.grace, config.log, config.throttle)),
+            format!("{:?}", config.api.rotate_overlap),
             format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
         ]
     };
@@ -77,6 +78,7 @@ fn the_manual_names_every_setting() {
         "totp",
         "realms",
         "headers",
+        "throttle",
         "log",
         "shutdown",
     ];
@@ -97,7 +99,7 @@ fn the_manual_names_every_setting() {
     }
     let route = load_text("[[route]]\nnonsense = 1\n").unwrap_err();
     let known = route.split("route[0].nonsense: unknown key; known here: ").nth(1).unwrap();
-    for key in known.lines().next().unwrap().split(", ").filter(|key| *key != "reuse") {
+    for key in known.lines().next().unwrap().split(", ") {
         assert!(manual.contains(&format!("#{key} = ")), "[[route]] {key} is not in the manual");
     }
 }
