@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use ring::digest::{SHA256, digest};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
@@ -40,6 +41,8 @@ const RECALLS: usize = 32;
 const NOT_REMEMBERED_FOR: Duration = Duration::from_secs(60);
 /// How often a success is written to the store again, at most.
 const REFRESH: Duration = Duration::from_secs(3600);
+/// How far the store's clock and ours may be apart within one answer.
+const ROUNDING: Duration = Duration::from_secs(1);
 /// How often closed buckets are counted for the metrics.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
@@ -258,20 +261,33 @@ impl Throttle {
         self.report(Report::Succeeded(stored_key('s', who, Some(source))));
     }
 
-    /// Tells the store what happened here and learns what happened elsewhere. Never ends.
+    /// Tells the store what happens here and learns what happened elsewhere. Never ends.
     pub async fn run(&self, clock: Arc<dyn Clock>) {
-        let mut reported = self.reported.lock().await;
         let mut look_around = tokio::time::interval(LOOK_AROUND);
         look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::new();
         loop {
             tokio::select! {
-                _ = reported.recv_many(&mut batch, MAX_LEDGER_BATCH / 2) => {
-                    self.tell(std::mem::take(&mut batch), clock.now()).await;
-                }
+                batch = self.reported() => drop(self.tell(batch, clock.now()).await),
                 _ = look_around.tick() => self.look_around(clock.now()),
             }
         }
+    }
+
+    /// Tells the store what it has not been told yet; for when [`Self::run`] has been stopped.
+    pub async fn flush(&self, now: Moment) {
+        while let Some(batch) = self.reported().now_or_never() {
+            if !self.tell(batch, now).await {
+                break;
+            }
+        }
+    }
+
+    /// The next reports.
+    async fn reported(&self) -> Vec<Report> {
+        let mut batch = Vec::new();
+        // Each may be a failure in two buckets.
+        self.reported.lock().await.recv_many(&mut batch, MAX_LEDGER_BATCH / 2).await;
+        batch
     }
 
     /// Whether the source has proved itself under that name not long ago, here or elsewhere.
@@ -307,7 +323,8 @@ impl Throttle {
         }
     }
 
-    async fn tell(&self, batch: Vec<Report>, now: Moment) {
+    /// Whether the store took it.
+    async fn tell(&self, batch: Vec<Report>, now: Moment) -> bool {
         let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
         for report in batch {
             match report {
@@ -338,15 +355,21 @@ impl Throttle {
             Ok(waits) => {
                 let at = self.since_origin(now);
                 for ((table, key, quota), wait) in places.into_iter().zip(waits) {
-                    table.update(key, |level| level.max(quota.level_closed_for(wait, at)));
+                    let shared = quota.level_closed_for(wait, at);
+                    // What was counted here only is not to look different for being counted there
+                    // too: names that do not exist never are.
+                    let is_news = |level| shared > level + ROUNDING;
+                    table.update(key, |level| if is_news(level) { shared } else { level });
                 }
             }
             // The store's own metrics and the follower say more.
             Err(error) => {
                 self.metrics.throttle_unshared.inc();
                 debug!(%error, "failed attempts are counted in this process only");
+                return false;
             }
         }
+        true
     }
 
     fn look_around(&self, now: Moment) {

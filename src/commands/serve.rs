@@ -68,6 +68,8 @@ pub struct Server {
     pub ops: Vec<Address>,
     /// Its entries.
     pub directory: Arc<Directory>,
+    throttle: Arc<Throttle>,
+    clock: Arc<dyn Clock>,
     shutdown: ShutdownConfig,
     draining: watch::Sender<bool>,
     closing: watch::Sender<bool>,
@@ -147,9 +149,9 @@ impl Server {
             back.spawn(ops.run(app, closing_back.subscribe()));
         }
         back.spawn(warn_about(store.clone()));
-        let throttle_clock = clock.clone();
-        back.spawn(async move { throttle.run(throttle_clock).await });
-        let follower = Follower::new(store, directory.clone(), clock, metrics);
+        let (throttling, throttle_clock) = (throttle.clone(), clock.clone());
+        back.spawn(async move { throttling.run(throttle_clock).await });
+        let follower = Follower::new(store, directory.clone(), clock.clone(), metrics);
         back.spawn(async move { follower.run().await });
 
         let [proxy, api, ops] = addresses;
@@ -165,6 +167,8 @@ impl Server {
             api,
             ops,
             directory,
+            throttle,
+            clock,
             shutdown,
             draining,
             closing,
@@ -187,6 +191,7 @@ impl Server {
         self.front.shutdown().await;
         self.closing_back.send_replace(true);
         self.back.shutdown().await;
+        self.throttle.flush(self.clock.now()).await;
     }
 }
 
