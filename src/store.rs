@@ -27,7 +27,7 @@ pub mod redis;
 pub mod sqlite;
 pub mod url;
 
-pub use ledger::{Failure, Ledger, Quota, Spending};
+pub use ledger::{Failure, LEDGER_PATIENCE, Ledger, MAX_LEDGER_BATCH, Quota, Spending};
 pub use log::MAX_BATCH;
 
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.

@@ -13,6 +13,10 @@ use crate::entry::EntryId;
 
 /// The most failures, or successes, of one call.
 pub const MAX_LEDGER_BATCH: usize = 256;
+/// Longest wait for a ledger's answer: requests wait for it.
+pub const LEDGER_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest [`Failure::bucket`].
+const MAX_KEY_BYTES: usize = 100;
 
 /// How often something may fail: `failures` times at once, and once more whenever
 /// [`Self::interval`] has passed. A GCRA (ITU-T I.371) whose burst is `failures`.
@@ -113,10 +117,53 @@ pub trait Ledger: Send + Sync {
     async fn remembers(&self, key: &str, now: UnixTime) -> Result<bool, StoreError>;
 }
 
+/// Refuses calls that no backend can do.
+pub(super) fn check<'a>(keys: impl ExactSizeIterator<Item = &'a String>) -> Result<(), StoreError> {
+    let count = keys.len();
+    if count > MAX_LEDGER_BATCH {
+        let refusal = format!("{count} marks at once, at most {MAX_LEDGER_BATCH} are possible");
+        return Err(StoreError::Refused(refusal));
+    }
+    let fits = |key: &String| {
+        (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic())
+    };
+    let mut keys = keys;
+    if keys.all(fits) {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "a mark's key must be 1 to {MAX_KEY_BYTES} visible ASCII characters"
+    )))
+}
+
+/// Gives `work` up after [`LEDGER_PATIENCE`]; what it began may still be done.
+pub(super) async fn in_time<T>(
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(LEDGER_PATIENCE, work).await.unwrap_or_else(|_| {
+        let seconds = LEDGER_PATIENCE.as_secs();
+        Err(StoreError::Unreachable(format!("no answer about marks within {seconds} s")))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_short_plain_keys_in_small_batches_are_taken() {
+        let check = |keys: &[String]| check(keys.iter());
+        let long = "k".repeat(MAX_KEY_BYTES);
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["a:{b}!~".into(), long.clone()]), Ok(()));
+        assert_eq!(check(&vec![long.clone(); MAX_LEDGER_BATCH]), Ok(()));
+        for bad in [String::new(), long.clone() + "k", "a b".into(), "ü".into(), "a\n".into()] {
+            assert!(matches!(check(&["a".into(), bad]), Err(StoreError::Refused(_))));
+        }
+        let many = check(&vec![long; MAX_LEDGER_BATCH + 1]);
+        assert!(matches!(many, Err(StoreError::Refused(_))));
+    }
 
     const SECOND: Duration = Duration::from_secs(1);
 

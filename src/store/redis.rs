@@ -1,32 +1,32 @@
 //! The Redis backend, for Redis 6 or later and Valkey: one server, Sentinel or Cluster.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
-use redis::{FromRedisValue, RedisError, TlsCertificates, Value};
-use tokio::sync::Mutex;
+use redis::{TlsCertificates, Value};
 use tracing::error;
 
 use super::url::RedisUrl;
 use super::{Backend, Feed, Mutation, Nonce, Row, StoreError, Version, log};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::entry::{EntryId, PrincipalRef};
 
 mod connect;
 mod error;
 mod feed;
 mod ledger;
+mod line;
 mod script;
 mod warnings;
 
-use connect::{Connector, Link};
+use connect::Connector;
 use error::{Fate, fate, store_error};
-use script::{Arguments, Keys, Script, Scripts};
+use line::{Line, evaluate};
+use script::{Arguments, Keys, Scripts};
 
-/// Longest wait for an answer to anything but a follower's question.
+/// Longest wait for an answer to anything but a follower's or the ledger's question.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Entries that one call of the list script returns at most: scripts block the server.
 const PAGE: usize = 500;
@@ -38,17 +38,9 @@ pub struct Redis {
     connector: Arc<Connector>,
     keys: Keys,
     scripts: Scripts,
-    shared: Mutex<Shared>,
-}
-
-/// The connection that all operations share; answers come in order, so none may block on it.
-#[derive(Default)]
-struct Shared {
-    link: Option<Link>,
-    /// Counts connections, so that a failure is not blamed on a newer one.
-    number: u64,
-    /// When connecting last failed: who waited for that attempt does not make its own.
-    failed: Option<(Instant, StoreError)>,
+    line: Line,
+    /// Apart from the others: neither waits behind the other's answers.
+    ledger_line: Line,
 }
 
 impl Redis {
@@ -57,74 +49,9 @@ impl Redis {
     pub fn new(url: RedisUrl, certificates: TlsCertificates, prefix: &str) -> Self {
         let keys = Keys::new(prefix);
         let connector = Arc::new(Connector::new(url, certificates, keys.meta.clone()));
-        Self { connector, keys, scripts: Scripts::new(), shared: Mutex::default() }
-    }
-
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), StoreError> {
-        let came = SystemClock.now().monotonic;
-        let mut shared = self.shared.lock().await;
-        if let Some(mut link) = shared.link.take()
-            && self.connector.confirm(&mut link).await.is_ok()
-        {
-            let conn = link.conn.clone();
-            shared.link = Some(link);
-            return Ok((shared.number, conn));
-        }
-        if let Some((_, error)) = shared.failed.as_ref().filter(|(when, _)| *when >= came) {
-            return Err(error.clone());
-        }
-        match self.connector.connect(PATIENCE).await {
-            Ok(link) => {
-                let conn = link.conn.clone();
-                shared.link = Some(link);
-                shared.number += 1;
-                Ok((shared.number, conn))
-            }
-            Err(error) => {
-                shared.failed = Some((SystemClock.now().monotonic, error.clone()));
-                Err(error)
-            }
-        }
-    }
-
-    async fn discard(&self, number: u64) {
-        let mut shared = self.shared.lock().await;
-        if shared.number == number {
-            shared.link = None;
-        }
-    }
-
-    /// Asks something that may be asked twice.
-    async fn ask<T, F>(
-        &self,
-        question: impl Fn(MultiplexedConnection) -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, RedisError>>,
-    {
-        let mut again = true;
-        loop {
-            let (number, conn) = self.connection().await?;
-            let error = match question(conn).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if fate(&error) != Fate::Refused {
-                self.discard(number).await;
-                if std::mem::take(&mut again) {
-                    continue;
-                }
-            }
-            return Err(store_error(&error));
-        }
-    }
-
-    async fn ask_script<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        arguments: &Arguments,
-    ) -> Result<T, StoreError> {
-        self.ask(|mut conn| async move { evaluate(&mut conn, script, arguments).await }).await
+        let line = Line::new(connector.clone(), PATIENCE);
+        let ledger_line = Line::new(connector.clone(), ledger::PATIENCE);
+        Self { connector, keys, scripts: Scripts::new(), line, ledger_line }
     }
 
     /// Finds out, or decides, what became of a commit that was sent without getting an answer.
@@ -136,7 +63,7 @@ impl Redis {
         if let Some(version) = self.find(nonce).await.map_err(unknown)? {
             return Ok(version);
         }
-        let (number, mut conn) = self.connection().await.map_err(unknown)?;
+        let (number, mut conn) = self.line.connection().await.map_err(unknown)?;
         match evaluate(&mut conn, &self.scripts.commit, arguments).await {
             Ok(reply) => match script::understand(reply) {
                 // The first one may have come through between the search and now.
@@ -146,7 +73,7 @@ impl Redis {
                 done => done.map(Version),
             },
             Err(error) => {
-                self.discard(number).await;
+                self.line.discard(number).await;
                 Err(unknown(store_error(&error)))
             }
         }
@@ -160,7 +87,7 @@ impl Redis {
             .to_owned();
         let search = &search;
         let reply: StreamRangeReply =
-            self.ask(|mut conn| async move { search.query_async(&mut conn).await }).await?;
+            self.line.ask(|mut conn| async move { search.query_async(&mut conn).await }).await?;
         for id in reply.ids {
             let record = feed::record(id)?;
             if record.nonce == nonce.0 {
@@ -177,7 +104,7 @@ impl Redis {
         while rows.len() < limit {
             let page = PAGE.min(limit - rows.len());
             let arguments = script::list_arguments(&self.keys, after, last, page);
-            let reply: Vec<Value> = self.ask_script(&self.scripts.list, &arguments).await?;
+            let reply: Vec<Value> = self.line.ask_script(&self.scripts.list, &arguments).await?;
             let found = listed(reply)?;
             let end = found.len() < page;
             after = found.last().map_or(last, |(id, _)| id.0);
@@ -198,7 +125,7 @@ impl Backend for Redis {
 
     async fn init(&self) -> Result<bool, StoreError> {
         let arguments = script::init_arguments(&self.keys);
-        let reply = self.ask_script(&self.scripts.init, &arguments).await?;
+        let reply = self.line.ask_script(&self.scripts.init, &arguments).await?;
         Ok(script::understand(reply)? == 1)
     }
 
@@ -214,7 +141,7 @@ impl Backend for Redis {
         let get = &get;
         type Answer = (Option<String>, (Option<Vec<u8>>,), Option<String>);
         let (meta, (value,), score): Answer =
-            self.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
+            self.line.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
         script::check_meta(meta.as_deref())?;
         let id = score.as_deref().and_then(number);
         let is_there = value.is_some() || id.is_some();
@@ -235,7 +162,7 @@ impl Backend for Redis {
 
     async fn reserve_id(&self) -> Result<EntryId, StoreError> {
         let arguments = script::reserve_arguments(&self.keys);
-        let reply = self.ask_script(&self.scripts.reserve, &arguments).await?;
+        let reply = self.line.ask_script(&self.scripts.reserve, &arguments).await?;
         script::understand(reply).map(EntryId)
     }
 
@@ -243,7 +170,7 @@ impl Backend for Redis {
         log::check(batch)?;
         let nonce = Nonce::random();
         let arguments = script::commit_arguments(&self.keys, batch, &nonce);
-        let (number, mut conn) = self.connection().await?;
+        let (number, mut conn) = self.line.connection().await?;
         let first = evaluate(&mut conn, &self.scripts.commit, &arguments).await;
         let error = match first {
             Ok(reply) => return script::understand(reply).map(Version),
@@ -252,15 +179,15 @@ impl Backend for Redis {
         match fate(&error) {
             Fate::Refused => return Err(store_error(&error)),
             Fate::Elsewhere => {
-                self.discard(number).await;
-                let (number, mut conn) = self.connection().await?;
+                self.line.discard(number).await;
+                let (number, mut conn) = self.line.connection().await?;
                 match evaluate(&mut conn, &self.scripts.commit, &arguments).await {
                     Ok(reply) => return script::understand(reply).map(Version),
-                    Err(error) if fate(&error) == Fate::Silent => self.discard(number).await,
+                    Err(error) if fate(&error) == Fate::Silent => self.line.discard(number).await,
                     Err(error) => return Err(store_error(&error)),
                 }
             }
-            Fate::Silent => self.discard(number).await,
+            Fate::Silent => self.line.discard(number).await,
         }
         self.settle(&arguments, &nonce).await
     }
@@ -273,19 +200,6 @@ impl Backend for Redis {
 
     async fn warnings(&self) -> Vec<String> {
         warnings::look(self).await
-    }
-}
-
-async fn evaluate<T: FromRedisValue>(
-    conn: &mut MultiplexedConnection,
-    script: &Script,
-    arguments: &Arguments,
-) -> Result<T, RedisError> {
-    match script.call(true, arguments).query_async(conn).await {
-        Err(error) if error.code() == Some("NOSCRIPT") => {
-            script.call(false, arguments).query_async(conn).await
-        }
-        answer => answer,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The SQLite backend: one file, write-ahead log, readable and writable by several processes.
 //!
-//! SQLite blocks, so nothing here touches a connection outside [`tokio::task::spawn_blocking`]. Reads
-//! and writes have one connection each, used in turn; every follower has its own.
+//! SQLite blocks, so nothing here touches a connection outside [`tokio::task::spawn_blocking`]. Reads,
+//! writes and the ledger have one connection each, used in turn; every follower has its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -27,6 +27,7 @@ pub struct Sqlite {
     path: PathBuf,
     reads: Arc<Lane>,
     writes: Arc<Lane>,
+    ledger: Arc<Lane>,
     wake: Arc<Wake>,
 }
 
@@ -36,7 +37,8 @@ impl Sqlite {
     pub fn new(path: &Path) -> Self {
         // A later change of the working directory must not move the store.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Self { path, reads: Arc::default(), writes: Arc::default(), wake: Arc::default() }
+        let (reads, writes, ledger) = Default::default();
+        Self { path, reads, writes, ledger, wake: Arc::default() }
     }
 
     async fn read<T: Send + 'static>(
@@ -44,7 +46,7 @@ impl Sqlite {
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let path = self.path.clone();
-        self.reads.clone().take_turn(move |slot| with_db(slot, &path, work)).await
+        self.reads.clone().take_turn(move |slot| with_db(slot, || Db::open(&path), work)).await
     }
 }
 
@@ -74,7 +76,8 @@ impl Backend for Sqlite {
 
     async fn reserve_id(&self) -> Result<EntryId, StoreError> {
         let path = self.path.clone();
-        let work = move |slot: &mut _| with_db(slot, &path, |conn| rows::reserve_id(conn));
+        let work =
+            move |slot: &mut _| with_db(slot, || Db::open(&path), |conn| rows::reserve_id(conn));
         self.writes.clone().take_turn(work).await
     }
 
@@ -82,11 +85,8 @@ impl Backend for Sqlite {
         super::log::check(batch)?;
         let (path, batch, wake) = (self.path.clone(), batch.to_vec(), self.wake.clone());
         let work = move |slot: &mut Option<Db>| {
-            let version = with_db(slot, &path, |conn| rows::commit(conn, &batch))?;
-            // Had the file been replaced since the check before, this write would be in the old one.
-            if let Some(Err(error)) = slot.as_ref().map(Db::check_in_place) {
-                return Err(StoreError::Unknown(error.to_string()));
-            }
+            let version = with_db(slot, || Db::open(&path), |conn| rows::commit(conn, &batch))?;
+            check_written(slot)?;
             wake.ring();
             Ok(version)
         };
@@ -142,13 +142,13 @@ impl Lane {
 /// Does `work` on the slot's connection, opening it if there is none or the file was replaced.
 fn with_db<T>(
     slot: &mut Option<Db>,
-    path: &Path,
+    open: impl FnOnce() -> Result<Db, StoreError>,
     work: impl FnOnce(&mut Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     let kept = slot.take().filter(|db| db.check_in_place().is_ok());
     let mut db = match kept {
         Some(db) => db,
-        None => Db::open(path)?,
+        None => open()?,
     };
     let result = work(&mut db.conn);
     // After any real trouble the next operation starts afresh.
@@ -156,6 +156,12 @@ fn with_db<T>(
         *slot = Some(db);
     }
     result
+}
+
+/// Had the file been replaced since the check before, the write would be in the old one.
+fn check_written(slot: &Option<Db>) -> Result<(), StoreError> {
+    let in_place = slot.as_ref().map_or(Ok(()), Db::check_in_place);
+    in_place.map_err(|error| StoreError::Unknown(error.to_string()))
 }
 
 async fn blocking<T: Send + 'static>(

@@ -7,6 +7,7 @@
 //! there is a new one, and would prove old contents current.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub(super) struct Connector {
     /// Any key of the store: says which slot of a cluster it is in.
     slot_key: String,
     known: Mutex<Vec<Node>>,
+    /// Which of the configured Sentinels answered last.
+    answered: AtomicUsize,
 }
 
 impl Connector {
@@ -56,7 +59,7 @@ impl Connector {
         // redis-rs takes the process's default provider and panics without one; somebody else may
         // have installed it before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { url, certificates, slot_key, known: Mutex::default() }
+        Self { url, certificates, slot_key, known: Mutex::default(), answered: AtomicUsize::new(0) }
     }
 
     /// Connects to the primary; answers on the connection may take `patience`.
@@ -76,19 +79,25 @@ impl Connector {
         }
     }
 
+    /// Whether the last time that somebody made sure of the primary of `link` is long ago.
+    pub(super) fn must_confirm(&self, link: &Link) -> bool {
+        let age = SystemClock.now().monotonic.saturating_duration_since(link.asked);
+        matches!(self.url.topology, Topology::Sentinel { .. }) && age >= SENTINEL_INTERVAL
+    }
+
     /// Makes sure, if the last time is long ago, that the primary is still the one of `link`.
     ///
     /// # Errors
     /// If it is another one, or no Sentinel answers: nobody can tell then.
     pub(super) async fn confirm(&self, link: &mut Link) -> Result<(), StoreError> {
         let Topology::Sentinel { nodes, service } = &self.url.topology else { return Ok(()) };
-        let now = SystemClock.now().monotonic;
-        if now.saturating_duration_since(link.asked) < SENTINEL_INTERVAL {
+        if !self.must_confirm(link) {
             return Ok(());
         }
+        let now = SystemClock.now().monotonic;
         let mut trouble = no_nodes();
-        for sentinel in nodes {
-            match self.ask_sentinel(sentinel, service).await {
+        for number in self.in_order(nodes) {
+            match self.ask_sentinel(number, nodes, service).await {
                 Ok(node) if Some(&node) == link.node.as_ref() => {
                     link.asked = now;
                     return Ok(());
@@ -107,8 +116,8 @@ impl Connector {
         patience: Duration,
     ) -> Result<Link, StoreError> {
         let mut trouble = no_nodes();
-        for sentinel in nodes {
-            let found = match self.ask_sentinel(sentinel, service).await {
+        for number in self.in_order(nodes) {
+            let found = match self.ask_sentinel(number, nodes, service).await {
                 Ok(node) => self.primary(self.address(&node), Some(node), patience).await,
                 Err(error) => Err(error),
             };
@@ -120,7 +129,20 @@ impl Connector {
         Err(trouble)
     }
 
-    async fn ask_sentinel(&self, sentinel: &Node, service: &str) -> Result<Node, StoreError> {
+    /// Numbers of the Sentinels, that of the one that answered last first: one that is away costs its
+    /// time-out once, not at every question.
+    fn in_order(&self, nodes: &[Node]) -> impl Iterator<Item = usize> + use<> {
+        let (count, first) = (nodes.len(), self.answered.load(Ordering::Relaxed));
+        (0..count).map(move |i| (first + i) % count)
+    }
+
+    async fn ask_sentinel(
+        &self,
+        number: usize,
+        nodes: &[Node],
+        service: &str,
+    ) -> Result<Node, StoreError> {
+        let sentinel = &nodes[number];
         let query = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(service).to_owned();
         let ask = async |login: RedisConnectionInfo| -> Result<Option<Node>, RedisError> {
             let mut conn = self.dial(self.address(sentinel), login, CONNECT_TIMEOUT).await?;
@@ -132,9 +154,11 @@ impl Connector {
         if answer.as_ref().is_err_and(|error| error.code() == Some("NOAUTH")) {
             answer = ask(self.login(0)).await;
         }
-        answer
-            .map_err(|error| store_error(&error))?
-            .ok_or_else(|| StoreError::Unreachable("its Sentinel does not know the primary".into()))
+        let primary = answer.map_err(|error| store_error(&error))?.ok_or_else(|| {
+            StoreError::Unreachable("its Sentinel does not know the primary".into())
+        })?;
+        self.answered.store(number, Ordering::Relaxed);
+        Ok(primary)
     }
 
     async fn slot_owner(&self, seeds: &[Node], patience: Duration) -> Result<Link, StoreError> {

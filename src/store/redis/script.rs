@@ -8,12 +8,22 @@
 //! - `{prefix}:log`: stream of the records `<version>-0` with `n` nonce, `p` previous nonce, `k` keys
 //! - `{prefix}:ids`: sorted set of entry keys by number
 //! - `{prefix}:e:<key>`: an entry, `<revision>:<number>:<blob>`
+//!
+//! and those of the ledger, which end by themselves:
+//!
+//! - `{prefix}:u:<number>.<serial>.<time step>`: set of who used that token of that entry
+//! - `{prefix}:t:<bucket>`: level of a bucket, in microseconds of the server's clock
+//! - `{prefix}:g:<key>`: there while the key is remembered
+
+use std::time::Duration;
 
 use redis::Cmd;
 
 use crate::entry::{EntryId, Principal};
 use crate::store::log::{self, RETENTION};
-use crate::store::{Action, Blob, Expect, Mutation, Nonce, Row, StoreError, Version};
+use crate::store::{
+    Action, Blob, Expect, Failure, Mutation, Nonce, Row, Spending, StoreError, Version,
+};
 
 /// What `meta` holds.
 pub(super) const FORMAT: &str = "otpgate 1";
@@ -26,6 +36,9 @@ pub(super) struct Keys {
     pub(super) log: String,
     pub(super) ids: String,
     entry: String,
+    uses: String,
+    bucket: String,
+    remembered: String,
 }
 
 impl Keys {
@@ -37,6 +50,9 @@ impl Keys {
             log: key("log"),
             ids: key("ids"),
             entry: key("e:"),
+            uses: key("u:"),
+            bucket: key("t:"),
+            remembered: key("g:"),
         }
     }
 
@@ -91,6 +107,10 @@ pub(super) struct Scripts {
     pub(super) commit: Script,
     pub(super) reserve: Script,
     pub(super) list: Script,
+    pub(super) spend: Script,
+    pub(super) count: Script,
+    pub(super) remember: Script,
+    pub(super) remembers: Script,
 }
 
 impl Scripts {
@@ -100,6 +120,10 @@ impl Scripts {
             commit: Script::new(include_str!("commit.lua")),
             reserve: Script::new(include_str!("reserve.lua")),
             list: Script::new(include_str!("list.lua")),
+            spend: Script::new(include_str!("spend.lua")),
+            count: Script::new(include_str!("count.lua")),
+            remember: Script::new(include_str!("remember.lua")),
+            remembers: Script::new(include_str!("remembers.lua")),
         }
     }
 }
@@ -137,6 +161,40 @@ pub(super) fn commit_arguments(keys: &Keys, batch: &[Mutation], nonce: &Nonce) -
     arguments
 }
 
+pub(super) fn spend_arguments(keys: &Keys, spending: &Spending) -> Arguments {
+    let Spending { id, serial, counter, by, budget, keep } = spending;
+    let mut arguments = Arguments::new(keys).with(by).with(budget).with(millis(*keep));
+    arguments.keys.push(format!("{}{id}.{serial}.{counter}", keys.uses));
+    arguments
+}
+
+pub(super) fn count_arguments(keys: &Keys, failures: &[Failure]) -> Arguments {
+    let mut arguments = Arguments::new(keys);
+    for Failure { bucket, quota } in failures {
+        arguments.keys.push(format!("{}{bucket}", keys.bucket));
+        let (interval, per) = (quota.interval().as_micros(), quota.per.as_micros());
+        arguments = arguments.with(interval).with(quota.failures.max(1)).with(per);
+    }
+    arguments
+}
+
+pub(super) fn remember_arguments(keys: &Keys, remembered: &[String], keep: Duration) -> Arguments {
+    let mut arguments = Arguments::new(keys).with(millis(keep));
+    arguments.keys.extend(remembered.iter().map(|key| format!("{}{key}", keys.remembered)));
+    arguments
+}
+
+pub(super) fn remembers_arguments(keys: &Keys, key: &str) -> Arguments {
+    let mut arguments = Arguments::new(keys);
+    arguments.keys.push(format!("{}{key}", keys.remembered));
+    arguments
+}
+
+/// For `PEXPIRE`, which takes nothing below 1; never shorter than asked for.
+fn millis(keep: Duration) -> u128 {
+    keep.as_nanos().div_ceil(1_000_000).max(1)
+}
+
 /// What the scripts answer: a word and what belongs to it.
 pub(super) fn understand(reply: Vec<String>) -> Result<u64, StoreError> {
     let mut words = reply.into_iter();
@@ -156,6 +214,16 @@ pub(super) fn understand(reply: Vec<String>) -> Result<u64, StoreError> {
                 .into(),
         )),
         _ => Err(StoreError::Corrupt("a script answered with something odd".into())),
+    }
+}
+
+/// As [`understand`], where several numbers belong to the word.
+pub(super) fn understand_all(reply: Vec<String>) -> Result<Vec<u64>, StoreError> {
+    match reply.split_first() {
+        Some((word, numbers)) if word == "ok" => {
+            numbers.iter().map(|number| understand(vec![word.clone(), number.clone()])).collect()
+        }
+        _ => understand(reply).map(|_| Vec::new()),
     }
 }
 

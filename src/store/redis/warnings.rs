@@ -7,14 +7,14 @@ pub(super) async fn look(redis: &Redis) -> Vec<String> {
     let info = redis::cmd("INFO");
     let info = &info;
     let info: String =
-        match redis.ask(|mut conn| async move { info.query_async(&mut conn).await }).await {
+        match redis.line.ask(|mut conn| async move { info.query_async(&mut conn).await }).await {
             Ok(info) => info,
             Err(error) => return vec![format!("cannot see how Redis keeps its data: {error}")],
         };
     let config = redis::cmd("CONFIG").arg("GET").arg("appendfsync").to_owned();
     let config = &config;
     let appendfsync: Option<(String, String)> =
-        redis.ask(|mut conn| async move { config.query_async(&mut conn).await }).await.ok();
+        redis.line.ask(|mut conn| async move { config.query_async(&mut conn).await }).await.ok();
     judge(&info, appendfsync.as_ref().map(|(_, value)| value.as_str()))
 }
 
@@ -35,9 +35,15 @@ fn judge(info: &str, appendfsync: Option<&str>) -> Vec<String> {
         )),
         _ => {}
     }
-    if let Some(policy) = field("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
+    let policy = field("maxmemory_policy").unwrap_or("noeviction");
+    let evicted = match policy {
+        "noeviction" => None,
+        _ if policy.starts_with("volatile") => Some("marks of used tokens and failed attempts"),
+        _ => Some("entries, and marks of used tokens and failed attempts"),
+    };
+    if let Some(evicted) = evicted {
         warnings.push(format!(
-            "Redis has `maxmemory-policy {policy}` and may evict entries: set `noeviction`"
+            "Redis has `maxmemory-policy {policy}` and may evict {evicted}: set `noeviction`"
         ));
     }
     warnings
@@ -52,10 +58,14 @@ mod tests {
         let info =
             |aof, policy| format!("# X\r\naof_enabled:{aof}\r\nmaxmemory_policy:{policy}\r\n");
         assert!(judge(&info("1", "noeviction"), Some("always")).is_empty());
-        assert!(judge(&info("1", "volatile-lru"), None).is_empty());
+        assert!(judge(&info("1", "noeviction"), None).is_empty());
         assert!(judge(&info("0", "noeviction"), Some("always"))[0].contains("appendonly yes"));
         assert!(judge(&info("1", "noeviction"), Some("everysec"))[0].contains("everysec"));
-        assert!(judge(&info("1", "allkeys-lru"), Some("always"))[0].contains("evict"));
+        for (policy, evicted) in
+            [("allkeys-lru", "evict entries, and marks"), ("volatile-ttl", "evict marks of used")]
+        {
+            assert!(judge(&info("1", policy), Some("always"))[0].contains(evicted), "{policy}");
+        }
         assert_eq!(judge(&info("0", "allkeys-lru"), None).len(), 2);
     }
 }

@@ -11,11 +11,43 @@ use crate::store::{Nonce, Position, StoreError, Version, private_file};
 
 /// Longest wait for another process's lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// `PRAGMA application_id`: "otpg". Says whose file it is, to us and to `file(1)`.
-const APPLICATION_ID: i32 = 0x6f74_7067;
 /// `PRAGMA user_version`: the format of the tables.
 const FORMAT: i32 = 1;
-const SCHEMA: &str = "
+
+/// What a file is for.
+struct Purpose {
+    /// `PRAGMA application_id`. Says whose file it is, to us and to `file(1)`.
+    application_id: i32,
+    /// Makes the tables.
+    create: fn(&Transaction<'_>) -> rusqlite::Result<()>,
+    synchronous: &'static str,
+    busy_timeout: Duration,
+}
+
+/// The store itself.
+const ENTRIES: Purpose = Purpose {
+    application_id: i32::from_be_bytes(*b"otpg"),
+    create: |tx| {
+        tx.execute_batch(ENTRIES_SCHEMA)?;
+        tx.execute("INSERT INTO state VALUES (1, 0, ?1, 1)", [Nonce::ORIGIN]).map(drop)
+    },
+    // An acknowledged write must be on disk: NORMAL would lose the last ones in a power cut.
+    synchronous: "FULL",
+    busy_timeout: BUSY_TIMEOUT,
+};
+
+/// The ledger beside it: a file of its own, so that requests' marks neither wait for the fsync of
+/// entries nor hold their writes up, nor wake followers.
+const LEDGER: Purpose = Purpose {
+    application_id: i32::from_be_bytes(*b"otpl"),
+    create: |tx| tx.execute_batch(LEDGER_SCHEMA),
+    // Survives the death of processes, not of the machine: an fsync a request would cost too much.
+    synchronous: "NORMAL",
+    // Shorter than callers wait, so that what they gave up is over soon.
+    busy_timeout: Duration::from_millis(500),
+};
+
+const ENTRIES_SCHEMA: &str = "
     CREATE TABLE state (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         version INTEGER NOT NULL,
@@ -36,12 +68,27 @@ const SCHEMA: &str = "
         previous TEXT NOT NULL,
         keys TEXT NOT NULL
     ) STRICT;";
+/// `ends` in seconds since 1970, `level` in nanoseconds.
+const LEDGER_SCHEMA: &str = "
+    CREATE TABLE uses (
+        id INTEGER NOT NULL,
+        serial INTEGER NOT NULL,
+        counter INTEGER NOT NULL,
+        by TEXT NOT NULL,
+        ends INTEGER NOT NULL,
+        PRIMARY KEY (id, serial, counter, by)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX uses_end ON uses (ends);
+    CREATE TABLE buckets (bucket TEXT PRIMARY KEY, level INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE INDEX buckets_level ON buckets (level);
+    CREATE TABLE remembered (key TEXT PRIMARY KEY, ends INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE INDEX remembered_end ON remembered (ends);";
 
-/// An open connection to the store's file.
+/// An open connection to a file of the store.
 pub(super) struct Db {
     pub(super) conn: Connection,
-    path: PathBuf,
-    identity: Identity,
+    /// What must stay where it is while the connection is of use.
+    files: Vec<(PathBuf, Identity)>,
 }
 
 /// Which file a path leads to.
@@ -54,55 +101,75 @@ struct Identity {
 impl Db {
     /// Opens an initialised store.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_as(path, &ENTRIES)
+    }
+
+    /// Opens the ledger beside an initialised store; makes it if it is not there.
+    pub(super) fn open_ledger(store: &Path) -> Result<Self, StoreError> {
+        // An emptied or foreign store must be an error, never "not used yet".
+        let entries = Self::open(store)?;
+        let mut path = store.as_os_str().to_owned();
+        path.push(".ledger");
+        let path = PathBuf::from(path);
+        make(&path, &LEDGER)?;
+        let mut ledger = Self::open_as(&path, &LEDGER)?;
+        ledger.files.extend(entries.files);
+        Ok(ledger)
+    }
+
+    fn open_as(path: &Path, purpose: &Purpose) -> Result<Self, StoreError> {
         let identity = identity(path)?.ok_or(StoreError::NotInitialised)?;
-        let conn = connect(path)?;
-        match contents(&conn)? {
+        let conn = connect(path, purpose)?;
+        match contents(&conn, purpose)? {
             Contents::Ours => {}
             Contents::Nothing => return Err(StoreError::NotInitialised),
         }
         use_wal(&conn)?;
-        // An acknowledged write must be on disk: NORMAL would lose the last ones in a power cut.
-        conn.pragma_update(None, "synchronous", "FULL").map_err(store_error)?;
-        let db = Self { conn, path: path.to_owned(), identity };
+        conn.pragma_update(None, "synchronous", purpose.synchronous).map_err(store_error)?;
+        let db = Self { conn, files: vec![(path.to_owned(), identity)] };
         db.check_in_place()?;
         Ok(db)
     }
 
-    /// Fails if the path leads to another file by now, or to none: what this connection reads is not
+    /// Fails if a path leads to another file by now, or to none: what this connection reads is not
     /// the store any more, and what it writes would be lost.
     pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
-        match identity(&self.path)? {
-            Some(found) if found == self.identity => Ok(()),
-            Some(_) => Err(StoreError::Unreachable("its file was replaced".into())),
-            None => Err(StoreError::Unreachable("its file was removed".into())),
+        for (path, expected) in &self.files {
+            match identity(path)? {
+                Some(found) if found == *expected => {}
+                Some(_) => return Err(StoreError::Unreachable("its file was replaced".into())),
+                None => return Err(StoreError::Unreachable("its file was removed".into())),
+            }
         }
+        Ok(())
     }
 }
 
 /// Makes an empty store, unless there is one. Tells whether it did.
 pub(super) fn init(path: &Path) -> Result<bool, StoreError> {
+    make(path, &ENTRIES)
+}
+
+fn make(path: &Path, purpose: &Purpose) -> Result<bool, StoreError> {
     if identity(path)?.is_none() {
         private_file::create(path, b"").map_err(|e| cannot_create(path, &e))?;
     }
-    let mut conn = connect(path)?;
-    if matches!(contents(&conn)?, Contents::Ours) {
+    let mut conn = connect(path, purpose)?;
+    if matches!(contents(&conn, purpose)?, Contents::Ours) {
         return Ok(false);
     }
     use_wal(&conn)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
     // Another process may have been faster.
-    if matches!(contents(&tx)?, Contents::Ours) {
+    if matches!(contents(&tx, purpose)?, Contents::Ours) {
         return Ok(false);
     }
-    create_tables(&tx).and_then(|()| tx.commit()).map_err(store_error)?;
+    (purpose.create)(&tx)
+        .and_then(|()| tx.pragma_update(None, "application_id", purpose.application_id))
+        .and_then(|()| tx.pragma_update(None, "user_version", FORMAT))
+        .and_then(|()| tx.commit())
+        .map_err(store_error)?;
     Ok(true)
-}
-
-fn create_tables(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    tx.execute_batch(SCHEMA)?;
-    tx.execute("INSERT INTO state VALUES (1, 0, ?1, 1)", [Nonce::ORIGIN])?;
-    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
-    tx.pragma_update(None, "user_version", FORMAT)
 }
 
 /// The end of the log.
@@ -131,10 +198,10 @@ fn cannot_create(path: &Path, error: &io::Error) -> StoreError {
     StoreError::ReadOnly(format!("cannot create {}: {error}", path.display()))
 }
 
-fn connect(path: &Path) -> Result<Connection, StoreError> {
+fn connect(path: &Path, purpose: &Purpose) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(store_error)?;
-    conn.busy_timeout(BUSY_TIMEOUT).map_err(store_error)?;
+    conn.busy_timeout(purpose.busy_timeout).map_err(store_error)?;
     Ok(conn)
 }
 
@@ -144,7 +211,7 @@ enum Contents {
 }
 
 /// Recognises the file, without changing it.
-fn contents(conn: &Connection) -> Result<Contents, StoreError> {
+fn contents(conn: &Connection, purpose: &Purpose) -> Result<Contents, StoreError> {
     let (application, format, tables): (i32, i32, u32) = conn
         .query_row(
             "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
@@ -154,8 +221,8 @@ fn contents(conn: &Connection) -> Result<Contents, StoreError> {
         )
         .map_err(store_error)?;
     match (application, format) {
-        (APPLICATION_ID, FORMAT) => Ok(Contents::Ours),
-        (APPLICATION_ID, newer) => Err(StoreError::Corrupt(format!(
+        (ours, FORMAT) if ours == purpose.application_id => Ok(Contents::Ours),
+        (ours, newer) if ours == purpose.application_id => Err(StoreError::Corrupt(format!(
             "its format is number {newer}, this otpgate knows number {FORMAT}"
         ))),
         (0, 0) if tables == 0 => Ok(Contents::Nothing),
@@ -195,10 +262,7 @@ pub(super) fn store_error(error: rusqlite::Error) -> StoreError {
     let text = error.to_string();
     let Some(failure) = error.sqlite_error() else { return StoreError::Corrupt(text) };
     if is_busy(&error) {
-        let seconds = BUSY_TIMEOUT.as_secs();
-        return StoreError::Unreachable(format!(
-            "another process has held its lock for {seconds} seconds"
-        ));
+        return StoreError::Unreachable("another process holds its lock for too long".into());
     }
     match failure.code {
         ErrorCode::ReadOnly if failure.extended_code == ffi::SQLITE_READONLY_DBMOVED => {
