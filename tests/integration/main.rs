@@ -36,3 +36,4 @@ mod store_contract;
 mod store_histories;
 mod store_redis;
 mod store_sqlite;
+mod throttle;

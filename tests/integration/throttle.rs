@@ -1,0 +1,284 @@
+//! How often tokens are looked at, over days of attack: the bounds that the docs state, and who is
+//! never stopped.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use otpgate::clock::{Clock, ManualClock};
+use otpgate::config::ThrottleConfig;
+use otpgate::directory::follower::Follower;
+use otpgate::directory::{Directory, TokenRules};
+use otpgate::entry::{Entry, Principal, PrincipalRef, Seed};
+use otpgate::metrics::Metrics;
+use otpgate::otp::{Generator, Token, TokenParams};
+use otpgate::seal::Sealer;
+use otpgate::store::Store;
+use otpgate::store::sqlite::Sqlite;
+use otpgate::throttle::{Source, Throttle};
+use otpgate::verifier::{Attempt, Denied, Refusal, Verifier};
+use proptest::prelude::*;
+use tokio::task::JoinSet;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Gates that share a store, in a time that stands still until it is moved.
+struct World {
+    clock: Arc<ManualClock>,
+    store: Store,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+    gates: Vec<Gate>,
+    victim: Generator,
+    _following: JoinSet<()>,
+    _folder: tempfile::TempDir,
+}
+
+struct Gate {
+    throttle: Arc<Throttle>,
+    verifier: Verifier,
+}
+
+impl World {
+    /// With one entry, `victim`.
+    async fn new(gates: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = Sqlite::new(&folder.path().join("otpgate.db"));
+        let store = Store::new(Arc::new(backend), Sealer::off());
+        store.init().await.unwrap();
+        let seed = Seed::random();
+        let victim = Generator::new(&seed, TokenParams::default());
+        let who = Principal::parse("victim", "staff").unwrap();
+        let (_, version) = store.create(|id| Entry::new(id, who, seed, 0)).await.unwrap();
+        let clock = Arc::new(ManualClock::at(1_700_000_000));
+        let metrics = Arc::new(Metrics::new([]));
+        let rules = TokenRules::default();
+        // The follower looks at real times only now and then; here days pass in between.
+        let directory = Arc::new(Directory::new(rules, 365 * DAY, clock.now()));
+        let follower =
+            Follower::new(store.clone(), directory.clone(), clock.clone(), metrics.clone());
+        let mut following = JoinSet::new();
+        following.spawn(async move { follower.run().await });
+        assert!(directory.wait_for(version, Duration::from_secs(10)).await);
+        let mut world = Self {
+            clock,
+            store,
+            directory,
+            metrics,
+            gates: Vec::new(),
+            victim,
+            _following: following,
+            _folder: folder,
+        };
+        world.gates = (0..gates).map(|_| world.gate()).collect();
+        world
+    }
+
+    /// A gate that has just started.
+    fn gate(&self) -> Gate {
+        let config = ThrottleConfig::default();
+        let now = self.clock.now();
+        let (store, metrics) = (self.store.clone(), self.metrics.clone());
+        let throttle = Arc::new(Throttle::new(config, store.clone(), metrics.clone(), now));
+        let verifier = Verifier::new(self.directory.clone(), throttle.clone(), store, metrics);
+        Gate { throttle, verifier }
+    }
+
+    async fn attempt(
+        &self,
+        gate: usize,
+        name: &str,
+        source: Source,
+        token: Option<&Token>,
+    ) -> Result<(), Refusal> {
+        let who = PrincipalRef::parse(name, "staff").unwrap();
+        let attempt = Attempt { who, token, source, request: "any", reuse: None };
+        self.gates[gate].verifier.verify(attempt, self.clock.now()).await.map(drop)
+    }
+
+    /// A wrong token. Tells whether it was looked at; if not, how long to wait.
+    async fn guess(&self, gate: usize, name: &str, source: Source) -> Result<(), Duration> {
+        match self.attempt(gate, name, source, None).await {
+            Err(Refusal::Denied(Denied::WrongToken | Denied::UnknownPrincipal)) => Ok(()),
+            Err(Refusal::Throttled(throttled)) => Err(throttled.retry_after),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The victim's own call, with the right token.
+    async fn call(&self, gate: usize, source: Source) -> Result<(), Refusal> {
+        let token = self.victim.token_at(self.clock.now().unix);
+        self.attempt(gate, "victim", source, Token::parse(&token).as_ref()).await
+    }
+
+    /// What happens behind requests' backs.
+    async fn settle(&self) {
+        for gate in &self.gates {
+            gate.throttle.flush(self.clock.now()).await;
+        }
+    }
+}
+
+fn v4(i: u32) -> Source {
+    Source::of(Some(IpAddr::V4(Ipv4Addr::from_bits(0xcb00_7100 + i))))
+}
+
+/// The attackers' addresses: a botnet, and one network of IPv6 with all the addresses in it.
+fn attacker(i: u32) -> Source {
+    let network: u128 = 0x2001_0db8_0000_0001 << 64;
+    match i % 3 {
+        0 => Source::of(Some(IpAddr::V6(Ipv6Addr::from_bits(network + u128::from(i))))),
+        _ => v4(1000 + i),
+    }
+}
+
+/// 15,000 sources guess for two days, on three gates, one of which restarts; the service calls all the
+/// while. The numbers are those of `docs/operations.md`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_are_bounded_and_the_service_is_never_refused() {
+    let mut world = World::new(3).await;
+    let service = v4(1);
+    world.call(0, service).await.unwrap();
+    world.settle().await;
+    let step = Duration::from_secs(5);
+    let steps = u32::try_from(2 * DAY.as_secs() / step.as_secs()).unwrap();
+    let (mut looked_at, mut first_day, mut stopped) = (0, 0, 0);
+    for i in 0..steps {
+        let gate = (i % 3) as usize;
+        match world.guess(gate, "victim", attacker(i)).await {
+            Ok(()) => looked_at += 1,
+            Err(_) => stopped += 1,
+        }
+        if i % 6 == 0 {
+            let gate = (i / 6 % 3) as usize;
+            let called = world.call(gate, service).await;
+            assert!(called.is_ok(), "{called:?} at step {i}");
+        }
+        world.settle().await;
+        if i == steps / 4 {
+            world.gates[1] = world.gate();
+        }
+        if i == steps / 2 {
+            first_day = looked_at;
+        }
+        world.clock.advance(step);
+    }
+    assert!(stopped > steps / 2, "an attack that is worth the name: {stopped}");
+    // One more for each gate: it learns with its own next failure what others have counted.
+    assert!((400..=500 + 4).contains(&first_day), "{first_day} guesses on the first day");
+    let second_day = looked_at - first_day;
+    assert!((300..=400 + 4).contains(&second_day), "{second_day} guesses on the second day");
+}
+
+/// Who sits at the service's own address is held by the quota of that address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_known_source_has_its_own_bound() {
+    let world = World::new(1).await;
+    let source = v4(1);
+    let mut looked_at = 0;
+    let step = Duration::from_secs(10);
+    for i in 0..DAY.as_secs() / step.as_secs() {
+        if i % 500 == 0 {
+            let _ = world.call(0, source).await;
+        }
+        looked_at += u32::from(world.guess(0, "victim", source).await.is_ok());
+        world.settle().await;
+        world.clock.advance(step);
+    }
+    assert!((1400..=1450).contains(&looked_at), "{looked_at}");
+}
+
+/// Wrong tokens look the same for names that exist and names that do not, to the second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_names_are_throttled_as_known_ones() {
+    let (known, unknown) = (World::new(1).await, World::new(1).await);
+    for i in 0..3000 {
+        // Bursts from one source, then from many.
+        let source = if i < 40 { attacker(1) } else { attacker(i / 7) };
+        let answers =
+            (known.guess(0, "victim", source).await, unknown.guess(0, "nobody", source).await);
+        assert_eq!(answers.0, answers.1, "attempt {i}");
+        for world in [&known, &unknown] {
+            world.settle().await;
+            world.clock.advance(Duration::from_millis(u64::from(i * 37 % 2500)));
+        }
+    }
+}
+
+/// One source cannot try many names: nor is it shut out of the one that it proves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_tries_many_names_is_stopped() {
+    let world = World::new(1).await;
+    let source = v4(7);
+    world.call(0, source).await.unwrap();
+    let mut looked_at = 0;
+    for i in 0..10_000 {
+        looked_at += i32::from(world.guess(0, &format!("n{i}"), source).await.is_ok());
+    }
+    assert_eq!(looked_at, 50);
+    world.call(0, source).await.unwrap();
+    assert!(world.guess(0, "victim", v4(8)).await.is_ok(), "others are not concerned");
+}
+
+/// What one gate has counted holds on another that has just started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_outlive_a_gate() {
+    let mut world = World::new(1).await;
+    for _ in 0..10 {
+        world.guess(0, "victim", v4(1)).await.unwrap();
+    }
+    world.settle().await;
+    world.gates[0] = world.gate();
+    world.guess(0, "victim", v4(1)).await.unwrap();
+    world.settle().await;
+    let wait = world.guess(0, "victim", v4(1)).await.unwrap_err();
+    assert!((119..=121).contains(&wait.as_secs()), "{wait:?}");
+}
+
+/// Everybody waits at most as long as was said, and is then looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_about_waiting_is_true() {
+    let world = World::new(1).await;
+    for round in 0..50 {
+        if let Err(wait) = world.guess(0, "victim", v4(round % 3)).await {
+            world.clock.advance(wait - Duration::from_millis(1).min(wait));
+            assert!(world.guess(0, "victim", v4(round % 3)).await.is_err(), "round {round}");
+            world.clock.advance(Duration::from_millis(2));
+            world.guess(0, "victim", v4(round % 3)).await.unwrap();
+        }
+        world.settle().await;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever the order and pace of attempts from any sources, no bucket lets more through than
+    /// its quota.
+    #[test]
+    fn no_pattern_of_attempts_beats_the_quotas(
+        attempts in proptest::collection::vec((0_u32..6, 0_u32..3, 0_u64..400), 1..400),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1)
+            .enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new(1).await;
+            let start = world.clock.now().unix;
+            let mut pairs: HashMap<(u32, u32), u64> = HashMap::new();
+            let mut names: HashMap<u32, u64> = HashMap::new();
+            for (source, name, pause) in attempts {
+                let text = if name == 0 { "victim".to_owned() } else { format!("n{name}") };
+                if world.guess(0, &text, v4(source)).await.is_ok() {
+                    *pairs.entry((source, name)).or_default() += 1;
+                    *names.entry(name).or_default() += 1;
+                }
+                world.settle().await;
+                world.clock.advance(Duration::from_secs(pause));
+                let passed = world.clock.now().unix - start;
+                assert!(pairs.values().all(|count| *count <= 10 + passed / 60));
+                assert!(names.values().all(|count| *count <= 100 + passed / 216));
+            }
+        });
+    }
+}
