@@ -366,8 +366,8 @@ mod tests {
             full,
             json!({
                 "id": 7, "name": "alice", "realm": "staff", "seed": "JBSWY3DPEHPK3PXP",
-                "algorithm": "SHA1", "digits": 6, "period": 30, "enabled": true,
-                "created_at": "1970-01-01T00:01:00Z", "updated_at": "1970-01-01T00:01:00Z",
+                "algorithm": "SHA1", "digits": 6, "period": 30, "previous_seed_until": null,
+                "enabled": true, "created_at": "1970-01-01T00:01:00Z", "updated_at": "1970-01-01T00:01:00Z",
                 "expires_at": null, "comment": "",
             })
         );

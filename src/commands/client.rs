@@ -540,7 +540,7 @@ mod tests {
             entry(json!({"id": 1, "name": "a", "realm": "b", "digits": 6, "expires_at": null}));
         assert_eq!(
             one(&full, false),
-            "id          1\nname        a\nrealm       b\ndigits      6\n"
+            "id                  1\nname                a\nrealm               b\ndigits              6\n"
         );
     }
 }

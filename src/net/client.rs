@@ -42,3 +42,26 @@ pub fn client_address(
     }
     client
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_last_untrusted_hop() {
+        let trusted = ["192.0.2.0/24", "10.0.0.0/8"].map(|net| net.parse().unwrap());
+        let client = |peer: &str, forwarded: &[&str]| {
+            let headers: HeaderMap =
+                forwarded.iter().map(|value| (FORWARDED_FOR, value.parse().unwrap())).collect();
+            client_address(&headers, Some(peer.parse().unwrap()), &trusted).unwrap().to_string()
+        };
+        assert_eq!(client("198.51.100.1", &["6.6.6.6"]), "198.51.100.1");
+        assert_eq!(client("192.0.2.1", &[]), "192.0.2.1");
+        assert_eq!(client("192.0.2.1", &["6.6.6.6, 7.7.7.7, 10.1.1.1"]), "7.7.7.7");
+        assert_eq!(client("192.0.2.1", &["6.6.6.6", "7.7.7.7"]), "7.7.7.7");
+        assert_eq!(client("192.0.2.1", &["6.6.6.6, what, 10.1.1.1"]), "10.1.1.1");
+        assert_eq!(client("192.0.2.1", &["::ffff:10.1.1.1, ::ffff:6.6.6.6"]), "6.6.6.6");
+        let headers = HeaderMap::from_iter([(FORWARDED_FOR, "6.6.6.6".parse().unwrap())]);
+        assert_eq!(client_address(&headers, None, &trusted), None);
+    }
+}

@@ -107,7 +107,8 @@ async fn the_commands_do_what_the_calls_do() {
     let (code, updated) = run(&update).await;
     assert_eq!(code, Some(0), "{updated}");
     assert!(
-        updated.contains("name        new\n") && updated.contains("comment     x\n"),
+        updated.contains("name                new\n")
+            && updated.contains("comment             x\n"),
         "{updated}"
     );
     let (_, listed) = run(&["list", "--realm", "users"]).await;

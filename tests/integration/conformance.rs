@@ -57,7 +57,7 @@ fn listed() -> BTreeSet<String> {
 async fn recorded_cases_match_but_for_what_the_docs_list() {
     let sandbox = Sandbox::new();
     let taken = preload(&sandbox);
-    let gate = sandbox.serve("[totp]\nskew = 3\n").ready().await;
+    let gate = sandbox.serve("[totp]\nskew = 3\n[throttle]\nenabled = false\n").ready().await;
 
     let mut replay = Command::new(python().await);
     replay

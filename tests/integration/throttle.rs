@@ -164,6 +164,7 @@ async fn guesses_are_bounded_and_the_service_is_never_refused() {
         }
         world.clock.advance(step);
     }
+    assert_eq!(world.metrics.throttle_unshared.get(), 0, "the store took all");
     assert!(stopped > steps / 2, "an attack that is worth the name: {stopped}");
     // One more for each gate: it learns with its own next failure what others have counted.
     assert!((400..=500 + 4).contains(&first_day), "{first_day} guesses on the first day");

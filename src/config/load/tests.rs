@@ -70,7 +70,7 @@ fn every_problem_is_named_at_once() {
         prefix = "{}"
         [totp]
         digits = 9
-        reuse = "once"
+        reuse = "twice"
         [realms]
         admin = "same"
         auth = "same"
@@ -103,7 +103,7 @@ fn every_problem_is_named_at_once() {
         "store.max_stale: expected a string",
         "store.prefix: must be",
         "totp.digits: must be a whole number from 6 to 8",
-        "totp.reuse: `once` is none of `window`",
+        "totp.reuse: must be \"window\", \"once\" or { budget = N }",
         "realms.auth: must differ",
         "realms.billing.skew: must be a whole number from 0 to 10",
         "headers.token: `name`, `realm` and `token` must differ",
