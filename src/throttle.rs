@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use ring::digest::{SHA256, digest};
 use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::task::unconstrained;
 use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
@@ -275,7 +276,8 @@ impl Throttle {
 
     /// Tells the store what it has not been told yet; for when [`Self::run`] has been stopped.
     pub async fn flush(&self, now: Moment) {
-        while let Some(batch) = self.reported().now_or_never() {
+        // Unconstrained: tokio would at times say that nothing is there, to let others run.
+        while let Some(batch) = unconstrained(self.reported()).now_or_never() {
             if !self.tell(batch, now).await {
                 break;
             }
