@@ -30,7 +30,8 @@ enum Command {
     /// Print the current token of a seed
     Token(commands::token::TokenArgs),
     /// Manage entries and verify tokens through the API of a running gate
-    Client(commands::client::ClientArgs),
+    // By far the largest.
+    Client(Box<commands::client::ClientArgs>),
     /// Work on the store directly, also while gates run on it
     Store(commands::store::StoreArgs),
 }
@@ -153,7 +154,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Check(args) => commands::check::run(args.serve.load(), args.form),
         Command::Token(args) => commands::token::run(&args),
         Command::Client(args) => commands::block_on(async {
-            Ok(commands::client::run(args).await.unwrap_or_else(|error| {
+            Ok(commands::client::run(*args).await.unwrap_or_else(|error| {
                 eprintln!("otpgate: {error}");
                 error.exit_code()
             }))

@@ -3,7 +3,7 @@
 //! Owns the calls and their time-outs. The triple is sent in the JSON body, also on `GET` and
 //! `DELETE`, as ungleichotpclient does. Nothing here prints a secret.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use reqwest::header::{ACCEPT, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::entry::{Name, Realm, Seed};
@@ -25,6 +26,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_ANSWER: usize = 256 << 20;
 /// Most of a server's words that are repeated.
 const MAX_DETAIL_CHARS: usize = 500;
+/// What servers on Unix sockets are called in requests.
+const UNIX_BASE: &str = "http://localhost";
 
 /// What proves the caller.
 #[derive(Clone, Debug)]
@@ -126,6 +129,15 @@ pub struct Filter {
     pub realm: Option<Realm>,
 }
 
+/// TLS towards a server.
+#[derive(Clone, Debug, Default)]
+pub struct ClientTls {
+    /// Certificates (PEM) that may have signed the server's; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// What is shown to servers that ask: a certificate with its chain, and its key, both PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
 /// Calls one server as one caller.
 pub struct Client {
     base: Url,
@@ -136,18 +148,18 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at `server_url`, such as `https://otp.example` (ungleichotpclient's
-    /// form with `/ungleichotp/verify/` at the end is taken too). `ca_file`: certificates (PEM)
-    /// that may have signed the server's; `None`: the system's.
+    /// form with `/ungleichotp/verify/` at the end is taken too) or `unix:/run/otpgate/api.sock`.
     ///
     /// # Errors
     /// If the URL or the certificates are unusable.
     pub fn new(
         server_url: &str,
         credentials: Credentials,
-        ca_file: Option<&Path>,
+        tls: &ClientTls,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ClientError> {
-        let base = parse_base(server_url)?;
+        let socket = server_url.trim().strip_prefix("unix:");
+        let base = parse_base(if socket.is_some() { UNIX_BASE } else { server_url })?;
         // Whoever comes first installs it; both are the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -157,17 +169,14 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!("otpgate/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = socket {
+            builder = builder.unix_socket(Path::new(path));
+        }
         if base.scheme() == "http" {
             // Plain connections must work where the system has no certificates.
             builder = builder.tls_certs_only([]);
-        } else if let Some(path) = ca_file {
-            let certificates = std::fs::read(path)
-                .map_err(|e| e.to_string())
-                .and_then(|pem| {
-                    reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| e.to_string())
-                })
-                .map_err(|e| ClientError::Setup(format!("`{}`: {e}", path.display())))?;
-            builder = builder.tls_certs_only(certificates);
+        } else {
+            builder = with_tls(builder, tls)?;
         }
         let http = builder.build().map_err(|e| ClientError::Setup(chain(&e)))?;
         Ok(Self { base, http, credentials, clock })
@@ -289,6 +298,29 @@ impl std::fmt::Debug for Client {
     }
 }
 
+fn with_tls(
+    mut builder: reqwest::ClientBuilder,
+    tls: &ClientTls,
+) -> Result<reqwest::ClientBuilder, ClientError> {
+    let bad = |path: &Path, why: String| ClientError::Setup(format!("`{}`: {why}", path.display()));
+    let read = |path: &Path| std::fs::read(path).map_err(|e| bad(path, e.to_string()));
+    if let Some(path) = &tls.ca_file {
+        let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
+            .map_err(|e| bad(path, e.to_string()))?;
+        builder = builder.tls_certs_only(certificates);
+    }
+    if let Some((certificate, key)) = &tls.identity {
+        let mut pem = Zeroizing::new(read(key)?);
+        pem.push(b'\n');
+        pem.extend(read(certificate)?);
+        let identity = reqwest::Identity::from_pem(&pem).map_err(|_| {
+            bad(certificate, format!("no certificate with the key in `{}`", key.display()))
+        })?;
+        builder = builder.identity(identity);
+    }
+    Ok(builder)
+}
+
 fn parse_base(server_url: &str) -> Result<Url, ClientError> {
     let bad = |why: &str| ClientError::Setup(format!("`{server_url}` is no server's URL: {why}"));
     let text = server_url.trim().trim_end_matches('/');
@@ -298,7 +330,7 @@ fn parse_base(server_url: &str) -> Result<Url, ClientError> {
     match url.scheme() {
         "http" | "https" if url.query().is_none() && url.fragment().is_none() => Ok(url),
         "http" | "https" => Err(bad("it has a query")),
-        _ => Err(bad("it begins with neither `http://` nor `https://`")),
+        _ => Err(bad("it begins with none of `http://`, `https://` and `unix:/`")),
     }
 }
 
@@ -416,7 +448,8 @@ mod tests {
             proof: Proof::Token(Secret::new("123456".into())),
         };
         let clock = Arc::new(ManualClock::at(0));
-        let client = Client::new("http://127.0.0.1", credentials, None, clock).unwrap();
+        let client =
+            Client::new("http://127.0.0.1", credentials, &ClientTls::default(), clock).unwrap();
         let printed = format!("{entry:?} {client:?}");
         assert!(!printed.contains("JBSWY3DPEHPK3PXP") && !printed.contains("123456"), "{printed}");
         assert!(serde_json::to_string(&entry).unwrap().contains("JBSWY3DPEHPK3PXP"));

@@ -2,6 +2,7 @@
 //! reported at once with its key path.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,15 +51,47 @@ pub struct TlsFiles {
     pub key_file: PathBuf,
 }
 
+/// TLS of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenTls {
+    /// What it shows to clients.
+    pub files: TlsFiles,
+    /// CA certificates, PEM: clients must show a certificate that one of them signed. `None`: none is
+    /// asked for.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl From<TlsFiles> for ListenTls {
+    /// Asks clients for nothing.
+    fn from(files: TlsFiles) -> Self {
+        Self { files, client_ca_file: None }
+    }
+}
+
+/// Owner alone may connect to the Unix socket of a listener, unless set otherwise.
+pub const UNIX_MODE: u32 = 0o600;
+
 /// One address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Where.
     pub address: Address,
     /// TLS with ALPN `h2` and `http/1.1`; `None`: plain.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<ListenTls>,
     /// HTTP/2 by prior knowledge on a plain listener, beside HTTP/1.1.
     pub h2c: bool,
+    /// Peers that may connect; empty: any. Says nothing about Unix sockets.
+    pub allow_from: Vec<IpNet>,
+    /// Permissions of a Unix socket's file.
+    pub unix_mode: u32,
+}
+
+impl Listen {
+    /// Plain HTTP/1.1 for everybody.
+    #[must_use]
+    pub fn at(address: Address) -> Self {
+        Self { address, tls: None, h2c: false, allow_from: Vec::new(), unix_mode: UNIX_MODE }
+    }
 }
 
 /// Bounds of every connection of a listener.
@@ -66,6 +99,9 @@ pub struct Listen {
 pub struct Limits {
     /// Open connections of all addresses of the listener together.
     pub max_connections: usize,
+    /// Open connections of one source, an IPv4 address or an IPv6 network of 64 bits; trusted proxies
+    /// and Unix sockets are not counted. `None`: any.
+    pub max_connections_per_source: Option<usize>,
     /// Longest time from a connection's (or, kept alive, a request's) first byte to the end of its
     /// head, TLS handshake included.
     pub head_timeout: Duration,
@@ -75,6 +111,10 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Longest wait for the client to take bytes.
     pub write_timeout: Duration,
+    /// Least bytes a second that a client sends of a request's body, or takes of what is sent to it,
+    /// averaged over the time that it lets us wait beyond `body_timeout` or `write_timeout`; `None`:
+    /// any.
+    pub min_body_rate: Option<NonZeroU32>,
     /// Largest head, in bytes: request line and headers.
     pub max_head_bytes: usize,
     /// Most headers of a request.
@@ -87,10 +127,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_connections_per_source: Some(1_000),
             head_timeout: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            min_body_rate: NonZeroU32::new(100),
             max_head_bytes: 64 << 10,
             max_headers: 100,
             max_body_bytes: None,

@@ -27,6 +27,8 @@ const SILENT: &[&str] = &[
     "pingora_proxy",
     // An error for an idle connection that closed in the moment of its reuse; another is made then.
     "pingora_core::connectors",
+    // Warnings about single frames, which clients send as many of as they like.
+    "h2",
     // Each change of health, a second time.
     "pingora_load_balancing",
 ];

@@ -149,7 +149,7 @@ impl Metrics {
             connections: r.int_gauges("connections", "Open downstream connections.", &["listener"]),
             connections_refused: r.counters(
                 "connections_refused_total",
-                "Connections closed before a request, by listener and cause.",
+                "Connections, or HTTP/2 requests, ended before an answer, by listener and cause.",
                 &["listener", "cause"],
             ),
             certificate_expiry: r.gauges(

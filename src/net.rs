@@ -1,7 +1,7 @@
 //! Sockets: everything between the kernel and a pingora HTTP application.
 //!
 //! One accept loop serves all three listeners. It binds before anything runs, so that bind errors are
-//! real and port 0 is known; caps connections; ends TLS; and wraps every connection in a guard that
+//! real and port 0 is known; caps connections, of each source too; ends TLS; and wraps every connection in a guard that
 //! bounds heads in time and size, idling and stalled writes, which pingora leaves unbounded.
 //! pingora's `Server` is not used.
 
@@ -9,30 +9,36 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
-use pingora::listeners::tls::Acceptor;
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::{Address, Limits, Listen};
 use crate::metrics::Metrics;
 
 mod accept;
+mod body_watch;
 mod client;
 mod connection;
 mod guard;
 mod http;
+mod pace;
 pub mod service;
 mod socket;
+mod sources;
 mod tls;
 
+pub use body_watch::BodyWatch;
 pub use client::{client_address, is_trusted};
 pub use connection::{Connection, new_request_id, refusal_body};
+pub use guard::BodyTooSlow;
 pub use tls::{Certificate, TlsError};
 
 use self::http::Driven;
-use accept::AcceptLoop;
+use accept::{AcceptLoop, Occasional};
 pub(crate) use socket::KEEPALIVE;
 use socket::Socket;
+use sources::Sources;
 
 /// Why an address of a listener cannot be opened.
 #[derive(Debug)]
@@ -73,8 +79,9 @@ impl std::error::Error for BindError {}
 /// One bound address.
 struct Bound {
     socket: Socket,
-    tls: Option<(Arc<Certificate>, Arc<Acceptor>)>,
+    tls: Option<Arc<Certificate>>,
     h2c: bool,
+    allow_from: Vec<IpNet>,
 }
 
 /// The bound sockets of one listener; [`Self::run`] serves them.
@@ -82,6 +89,7 @@ pub struct Listener {
     name: &'static str,
     bound: Vec<Bound>,
     limits: Limits,
+    trusted: Vec<IpNet>,
     metrics: Arc<Metrics>,
 }
 
@@ -116,9 +124,17 @@ impl Listener {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let listener = Self { name, bound, limits, metrics };
+        let listener = Self { name, bound, limits, trusted: Vec::new(), metrics };
         listener.note_certificates();
         Ok(listener)
+    }
+
+    /// Exempts peers from `limits.max_connections_per_source`: proxies, which bring everybody's
+    /// requests.
+    #[must_use]
+    pub fn trusting(mut self, proxies: &[IpNet]) -> Self {
+        self.trusted = proxies.to_vec();
+        self
     }
 
     /// Where it listens, with real ports.
@@ -130,7 +146,7 @@ impl Listener {
     /// Its certificates, to reload them while it runs.
     #[must_use]
     pub fn certificates(&self) -> Vec<Arc<Certificate>> {
-        self.bound.iter().filter_map(|bound| bound.tls.as_ref()).map(|(c, _)| c.clone()).collect()
+        self.bound.iter().filter_map(|bound| bound.tls.clone()).collect()
     }
 
     /// Serves `app` until `stop` turns true; then closes the sockets and idle connections, and waits
@@ -142,17 +158,21 @@ impl Listener {
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
-        let app = Driven::new(app, self.limits);
+        let app = Driven::new(app, self.limits, self.metrics.clone());
         let slots = Arc::new(Semaphore::new(self.limits.max_connections));
+        let sources = Sources::new(self.limits.max_connections_per_source, self.trusted);
         let open = self.metrics.open_connections(self.name);
         join_all(self.bound.into_iter().map(|bound| {
             AcceptLoop {
                 listener: self.name,
-                acceptor: bound.tls.map(|(_, acceptor)| acceptor),
+                tls: bound.tls,
                 h2c: bound.h2c,
+                allow_from: bound.allow_from,
                 limits: self.limits,
                 metrics: self.metrics.clone(),
                 slots: slots.clone(),
+                sources: sources.clone(),
+                refusals: Occasional::default(),
                 open: open.clone(),
                 app: app.clone(),
                 stop: stop.clone(),
@@ -164,7 +184,7 @@ impl Listener {
 
     /// Sets the metric of when the first of the listener's certificates ends.
     fn note_certificates(&self) {
-        let ends = self.bound.iter().filter_map(|b| b.tls.as_ref()).map(|(c, _)| c.expires_at());
+        let ends = self.bound.iter().filter_map(|b| b.tls.as_ref()).map(|c| c.expires_at());
         if let Some(first) = ends.min() {
             #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit exactly")]
             self.metrics.certificate_expiry.with_label_values(&[self.name]).set(first as f64);
@@ -174,11 +194,12 @@ impl Listener {
 
 impl Bound {
     fn open(place: &Listen) -> Result<Self, BindCause> {
-        let tls = place.tls.clone().map(Certificate::load).transpose()?.map(|certificate| {
-            let certificate = Arc::new(certificate);
-            let config = tls::server_config(certificate.clone());
-            (certificate, Arc::new(Acceptor::from_server_config(config)))
-        });
-        Ok(Self { socket: Socket::bind(&place.address)?, h2c: place.h2c && tls.is_none(), tls })
+        let tls = place.tls.clone().map(Certificate::load).transpose()?.map(Arc::new);
+        Ok(Self {
+            socket: Socket::bind(&place.address, place.unix_mode)?,
+            h2c: place.h2c && tls.is_none(),
+            tls,
+            allow_from: place.allow_from.clone(),
+        })
     }
 }

@@ -22,7 +22,7 @@ use pingora::{Error, ErrorType};
 use crate::clock::Clock;
 use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
 use crate::metrics::Metrics;
-use crate::net::{Connection, new_request_id};
+use crate::net::{BodyWatch, Connection, new_request_id};
 use crate::policy::{Governing, Mode, Policy, Route};
 use crate::throttle::Source;
 use crate::verifier::{Attempt, Permit, Verifier};
@@ -207,6 +207,23 @@ impl Gate {
         }
     }
 
+    /// From here on the request's body must come, and at a pace; not so the messages of a gRPC stream,
+    /// nor what goes through a tunnel.
+    fn await_body(session: &mut Session, exchange: &mut Exchange) {
+        if !session.is_http2() {
+            let has_body = request::has_body(session.req_header());
+            if let Some(connection) = exchange.connection.as_ref().filter(|_| has_body) {
+                connection.await_body();
+            }
+        } else if exchange.kind != Kind::Grpc && !session.as_downstream_mut().is_body_done() {
+            exchange.watch = BodyWatch::current();
+            if let Some(watch) = &exchange.watch {
+                let limits = &exchange.limits;
+                watch.begin(limits.body_timeout, limits.min_body_rate, &exchange.request_id);
+            }
+        }
+    }
+
     /// Bounds the wait for the beginning of a stream's answer, since pingora's own time-out must allow
     /// for the silences later on. gRPC and HTTP/2 are left out: there the answer's head may come late,
     /// or its connection carries other requests.
@@ -254,7 +271,11 @@ impl ProxyHttp for Gate {
             .unwrap_or_else(new_request_id);
         exchange.kind = Kind::of(session.req_header());
         session.set_read_timeout(Some(exchange.limits.body_timeout));
-        session.set_write_timeout(Some(exchange.limits.write_timeout));
+        if session.is_http2() {
+            // The connection goes on when a stream's client takes nothing; over HTTP/1.1 the guard
+            // sees to it, and does not ask a slow client to take a large part at once.
+            session.set_write_timeout(Some(exchange.limits.write_timeout));
+        }
         session.set_total_drain_timeout(Some(exchange.limits.body_timeout));
         // Without this a request that arrives early spoils the answer of the one before it.
         session.set_pipelining_enabled(true);
@@ -291,6 +312,7 @@ impl ProxyHttp for Gate {
         let needs = Needs { timeouts: exchange.rule.timeouts, kind: exchange.kind };
         match self.upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
             Some(peer) => {
+                Self::await_body(session, exchange);
                 self.bound_wait(session, exchange);
                 Ok(Box::new(peer))
             }
@@ -348,10 +370,12 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        exchange.body_bytes += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let bytes = body.as_ref().map_or(0, Bytes::len);
+        exchange.body_bytes += bytes as u64;
+        exchange.body_moved(bytes, end);
         match exchange.limits.max_body_bytes {
             // What goes through a tunnel is no body.
             Some(max) if exchange.body_bytes > max && !session.was_upgraded() => {
@@ -369,6 +393,10 @@ impl ProxyHttp for Gate {
     ) -> pingora::Result<()> {
         if response.status.is_informational() && response.status != 101 {
             return Ok(());
+        }
+        if response.status == 101 {
+            // What comes now is no body.
+            exchange.body_moved(0, true);
         }
         self.adapt(session, response, exchange)
     }

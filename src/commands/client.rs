@@ -11,7 +11,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum as _};
 use serde_json::{Map, Value, json};
 
-use crate::client::{Client, ClientError, Credentials, Filter, Proof, ShownEntry, printable};
+use crate::client::{
+    Client, ClientError, ClientTls, Credentials, Filter, Proof, ShownEntry, printable,
+};
 use crate::clock::{Clock, SystemClock};
 use crate::entry::{Keep, Name, Realm, Seed};
 use crate::otp::{Generator, TokenParams};
@@ -29,12 +31,18 @@ pub struct ClientArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Server and caller")]
 struct ServerArgs {
-    /// The server, such as https://otp.example [env: OTPGATE_SERVER_URL, UNGLEICHOTPSERVER]
+    /// The server, such as https://otp.example or unix:/run/otpgate/api.sock [env: OTPGATE_SERVER_URL, UNGLEICHOTPSERVER]
     #[arg(long, global = true, value_name = "URL")]
     server_url: Option<String>,
     /// Certificates (PEM) that may have signed the server's [default: the system's]
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// The certificate (PEM, with its chain) for servers that ask for one
+    #[arg(long, global = true, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, global = true, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// The caller's name [env: OTPGATE_AUTH_NAME, UNGLEICHOTPNAME]
     #[arg(long, global = true, value_name = "NAME")]
     auth_name: Option<String>,
@@ -306,7 +314,9 @@ fn connect(
         realm: parse_realm(&realm)?,
         proof: proof(&args, environment)?,
     };
-    Ok(Client::new(&url, credentials, args.ca_file.as_deref(), clock)?)
+    let identity = args.cert_file.zip(args.key_file);
+    let tls = ClientTls { ca_file: args.ca_file, identity };
+    Ok(Client::new(&url, credentials, &tls, clock)?)
 }
 
 /// Flags beat the environment, OTPGATE_* beats ungleichotpclient's; then the terminal is asked.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::serve::Server;
 use crate::cli::Failure;
-use crate::client::{Client, Credentials, Proof};
+use crate::client::{Client, ClientTls, Credentials, Proof};
 use crate::clock::{Clock, SystemClock};
 use crate::config::load::{Flag, load};
 use crate::config::{Address, Config, Limits, Listen};
@@ -158,7 +158,7 @@ impl Demo {
         let admin = Caller::keep(folder.path(), admin, seed)?;
         let Principal { name, realm } = admin.principal.clone();
         let credentials = Credentials { name, realm, proof: Proof::Seed(admin.seed.clone()) };
-        let client = Client::new(&api, credentials, None, Arc::new(SystemClock))?;
+        let client = Client::new(&api, credentials, &ClientTls::default(), Arc::new(SystemClock))?;
         let caller = |name, realm| Self::create(&client, folder.path(), name, realm);
         let verifier = caller("verifier", "ungleich-auth").await?;
         let alice = caller("alice", "shop").await?;
@@ -329,8 +329,7 @@ fn start_upstream() -> Result<Address, Failure> {
         }
         answer
     }
-    let listen =
-        [Listen { address: Address::Tcp(([127, 0, 0, 1], 0).into()), tls: None, h2c: false }];
+    let listen = [Listen::at(Address::Tcp(([127, 0, 0, 1], 0).into()))];
     let limits = Limits { max_body_bytes: Some(1 << 20), ..Limits::default() };
     let listener = Listener::bind("demo", &listen, limits, Arc::new(Metrics::new([])))
         .map_err(|errors| errors[0].to_string())?;

@@ -198,13 +198,17 @@ impl Server {
 /// Binds all three listeners; the errors of all of them at once.
 fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<[Listener; 3], Failure> {
     let mut errors = Vec::new();
-    let mut bind = |name, listen, limits| {
-        Listener::bind(name, listen, limits, metrics.clone()).map_err(|e| errors.extend(e)).ok()
+    let mut bind = |name, listen, limits, trusted| {
+        Listener::bind(name, listen, limits, metrics.clone())
+            .map(|listener| listener.trusting(trusted))
+            .map_err(|e| errors.extend(e))
+            .ok()
     };
+    let (proxy, api, ops) = (&config.proxy, &config.api, &config.ops);
     let bound = (
-        bind("proxy", &config.proxy.listen, config.proxy.limits),
-        bind("api", &config.api.listen, config.api.limits),
-        bind("ops", &config.ops.listen, config.ops.limits),
+        bind("proxy", &proxy.listen, proxy.limits, &proxy.trusted_proxies),
+        bind("api", &api.listen, api.limits, &api.trusted_proxies),
+        bind("ops", &ops.listen, ops.limits, &[]),
     );
     match bound {
         (Some(proxy), Some(api), Some(ops)) => Ok([proxy, api, ops]),

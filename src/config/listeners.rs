@@ -1,5 +1,6 @@
 //! `[proxy]`, `[api]` and `[ops]`: the listeners, their bounds, and what is behind the gate.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::peers::{parse_host, parse_upstreams, read_listen, read_networks, read_upstream};
@@ -17,6 +18,8 @@ const MAX_THREADS: usize = 1024;
 const MAX_CONNECTIONS: usize = 1 << 20;
 /// Time to bring a new seed to all callers.
 const ROTATE_OVERLAP: Duration = Duration::from_secs(3600);
+/// A bound against trickles, no promise of speed: faster clients have bad moments too.
+const MAX_BODY_RATE: u32 = 1 << 20;
 
 pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> ProxyConfig {
     let limits = read_limits(&mut s, Limits::default());
@@ -67,6 +70,7 @@ pub(super) fn read_api(mut s: Section) -> ApiConfig {
     // Bodies are held in memory, unlike the proxy's.
     let default = Limits {
         max_connections: 1_000,
+        max_connections_per_source: Some(100),
         max_body_bytes: Some(API_MAX_BODY_BYTES),
         ..Limits::default()
     };
@@ -86,7 +90,12 @@ pub(super) fn read_api(mut s: Section) -> ApiConfig {
 }
 
 pub(super) fn read_ops(mut s: Section) -> OpsConfig {
-    let default = Limits { max_connections: 256, max_body_bytes: Some(0), ..Limits::default() };
+    let default = Limits {
+        max_connections: 256,
+        max_connections_per_source: Some(100),
+        max_body_bytes: Some(0),
+        ..Limits::default()
+    };
     let config = OpsConfig {
         limits: read_limits(&mut s, default),
         listen: read_listen(&mut s, "127.0.0.1:9464"),
@@ -101,10 +110,16 @@ pub(super) fn read_limits(s: &mut Section, default: Limits) -> Limits {
         max_connections: l
             .number("max_connections", 1..=MAX_CONNECTIONS)
             .unwrap_or(default.max_connections),
+        max_connections_per_source: l
+            .number("max_connections_per_source", 0..=MAX_CONNECTIONS)
+            .map_or(default.max_connections_per_source, |n| Some(n).filter(|n| *n > 0)),
         head_timeout: l.duration("head_timeout").unwrap_or(default.head_timeout),
         keepalive_timeout: l.duration("keepalive_timeout").unwrap_or(default.keepalive_timeout),
         body_timeout: l.duration("body_timeout").unwrap_or(default.body_timeout),
         write_timeout: l.duration("write_timeout").unwrap_or(default.write_timeout),
+        min_body_rate: l
+            .number("min_body_rate", 0..=MAX_BODY_RATE)
+            .map_or(default.min_body_rate, NonZeroU32::new),
         max_head_bytes: l
             .bytes("max_head_bytes")
             .and_then(|n| usize::try_from(n).ok())

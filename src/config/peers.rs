@@ -6,12 +6,63 @@ use ipnet::IpNet;
 use toml::Value;
 
 use super::reader::Section;
-use super::{Address, Listen, Target, TlsFiles, Upstream, UpstreamHttp, UpstreamTls};
+use super::{
+    Address, Listen, ListenTls, Target, TlsFiles, UNIX_MODE, Upstream, UpstreamHttp, UpstreamTls,
+};
 use crate::policy::Authority;
 
+/// What the addresses of a listener have in common unless one says otherwise.
+#[derive(Clone)]
+struct Common {
+    files: Option<TlsFiles>,
+    client_ca_file: Option<PathBuf>,
+    h2c: bool,
+    allow_from: Vec<IpNet>,
+    unix_mode: u32,
+}
+
+impl Common {
+    /// Reads what `s` says; the rest is as in `default`.
+    fn read(s: &mut Section, default: &Self) -> Self {
+        Self {
+            files: read_tls_files(s).or_else(|| default.files.clone()),
+            client_ca_file: s.file("tls_client_ca_file").or_else(|| default.client_ca_file.clone()),
+            h2c: s.or("h2c", default.h2c),
+            allow_from: if s.has("allow_from") {
+                read_networks(s, "allow_from")
+            } else {
+                // Known, though nobody set it.
+                s.take("allow_from");
+                default.allow_from.clone()
+            },
+            unix_mode: s.parse("unix_mode", parse_mode).unwrap_or(default.unix_mode),
+        }
+    }
+
+    /// # Errors
+    /// If clients were to prove who they are, but without TLS nothing asks them.
+    fn at(self, address: Address) -> Result<Listen, String> {
+        let Self { files, client_ca_file, h2c, allow_from, unix_mode } = self;
+        if files.is_none() && client_ca_file.is_some() {
+            return Err(format!(
+                "`{address}` has no TLS: beside `tls_client_ca_file`, set `tls_cert_file` and \
+                 `tls_key_file`"
+            ));
+        }
+        let tls = files.map(|files| ListenTls { files, client_ca_file });
+        Ok(Listen { address, h2c: h2c && tls.is_none(), tls, allow_from, unix_mode })
+    }
+}
+
 pub(super) fn read_listen(s: &mut Section, default: &str) -> Vec<Listen> {
-    let tls = read_tls_files(s);
-    let h2c = s.or("h2c", false);
+    let nothing = Common {
+        files: None,
+        client_ca_file: None,
+        h2c: false,
+        allow_from: Vec::new(),
+        unix_mode: UNIX_MODE,
+    };
+    let common = Common::read(s, &nothing);
     let items = match s.take("listen") {
         None => vec![Value::String(default.to_owned())],
         Some(Value::String(off)) if off == "off" => Vec::new(),
@@ -21,28 +72,36 @@ pub(super) fn read_listen(s: &mut Section, default: &str) -> Vec<Listen> {
     let mut listen = Vec::new();
     for item in items {
         let parsed = match item {
-            Value::String(text) => parse_address(&text).map(|address| (address, tls.clone(), h2c)),
+            Value::String(text) => {
+                parse_address(&text).and_then(|address| common.clone().at(address))
+            }
             Value::Table(table) => {
                 let mut t = s.child("listen", table);
-                let own = read_tls_files(&mut t).or_else(|| tls.clone());
-                let h2c = t.or("h2c", h2c);
+                let own = Common::read(&mut t, &common);
                 let address = t.required("address", parse_address);
                 t.finish();
                 match address {
-                    Some(address) => Ok((address, own, h2c)),
+                    Some(address) => own.at(address),
                     None => continue,
                 }
             }
             other => Err(format!("expected a string or a table, found {}", other.type_str())),
         };
         match parsed {
-            Ok((address, tls, h2c)) => {
-                listen.push(Listen { address, h2c: h2c && tls.is_none(), tls })
-            }
+            Ok(one) => listen.push(one),
             Err(error) => s.problem("listen", error),
         }
     }
     listen
+}
+
+/// Permissions of a socket, as chmod takes them. Without the owner's nobody could connect.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let is_octal =
+        (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    mode.filter(|mode| mode & !0o777 == 0 && mode & 0o600 == 0o600)
+        .ok_or_else(|| format!("`{text}` is no mode of a socket such as `0600` or `0660`"))
 }
 
 pub(super) fn read_tls_files(s: &mut Section) -> Option<TlsFiles> {

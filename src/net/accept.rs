@@ -5,33 +5,41 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
-use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::Stream;
 use prometheus::IntGauge;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::connection::Connection;
 use super::guard::Guard;
 use super::http::Driven;
 use super::socket::Socket;
+use super::sources::Sources;
+use super::tls::Certificate;
 use crate::config::Limits;
 use crate::metrics::Metrics;
 
 /// Shortest and longest pause after the kernel could not give us a connection.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Time between two log lines about refused connections.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct AcceptLoop<A> {
     pub(super) listener: &'static str,
-    pub(super) acceptor: Option<Arc<Acceptor>>,
+    pub(super) tls: Option<Arc<Certificate>>,
     pub(super) h2c: bool,
+    /// Peers that may connect; empty: any.
+    pub(super) allow_from: Vec<IpNet>,
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) slots: Arc<Semaphore>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) refusals: Occasional,
     pub(super) open: IntGauge,
     pub(super) app: Arc<Driven<A>>,
     pub(super) stop: watch::Receiver<bool>,
@@ -39,7 +47,7 @@ pub(super) struct AcceptLoop<A> {
 
 impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
     /// Accepts until told to stop, then waits for the connections to end.
-    pub(super) async fn run(self, socket: Socket) {
+    pub(super) async fn run(mut self, socket: Socket) {
         let mut connections = JoinSet::new();
         let mut pause = PAUSE_MIN;
         let mut stop = self.stop.clone();
@@ -69,29 +77,35 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Serves `stream` in a task of its own. Beyond the cap it is closed at once: a client that is
-    /// told may go elsewhere, one in the kernel's queue can only wait.
-    fn start(&self, connections: &mut JoinSet<()>, stream: Stream, peer: Option<IpAddr>) {
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            self.metrics.connection_refused(self.listener, "limit");
-            return;
+    /// Serves `stream` in a task of its own, or closes it.
+    fn start(&mut self, connections: &mut JoinSet<()>, stream: Stream, peer: Option<IpAddr>) {
+        let held = match self.admit(peer) {
+            Ok(held) => held,
+            Err(cause) => {
+                self.metrics.connection_refused(self.listener, cause);
+                if let Some(hidden) = self.refusals.is_due() {
+                    let client = peer.map(tracing::field::display);
+                    warn!(listener = self.listener, client, cause, hidden, "connection refused");
+                }
+                return;
+            }
         };
-        let tls = self.acceptor.is_some();
-        let connection = Connection::new(self.listener, peer, tls, self.limits, self.stop.clone());
-        let open = Open::new(self.open.clone());
+        let is_tls = self.tls.is_some();
+        let connection =
+            Connection::new(self.listener, peer, is_tls, self.limits, self.stop.clone());
         let app = self.app.clone();
         let metrics = self.metrics.clone();
-        let acceptor = self.acceptor.clone();
+        let tls = self.tls.clone();
         let stop = self.stop.clone();
         let h2c = self.h2c;
         connections.spawn(async move {
-            let _held = (slot, open);
-            let Some(acceptor) = acceptor else {
+            let _held = held;
+            let Some(tls) = tls else {
                 app.serve(Guard::new(stream, connection, metrics, &stop), h2c, &stop).await;
                 return;
             };
             let limit = connection.limits().head_timeout;
-            let refused = match timeout(limit, acceptor.tls_handshake(stream)).await {
+            let refused = match timeout(limit, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     app.serve(Guard::new(stream, connection, metrics, &stop), h2c, &stop).await;
                     return;
@@ -101,6 +115,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
             };
             metrics.connection_refused(connection.listener(), refused);
         });
+    }
+
+    /// What a new connection takes of the listener's capacity, or why it gets none. Beyond a cap it
+    /// is closed at once: a client that is told may go elsewhere, one in the kernel's queue can only
+    /// wait.
+    fn admit(&self, peer: Option<IpAddr>) -> Result<impl Send + use<A>, &'static str> {
+        let allowed = |peer| self.allow_from.iter().any(|net| net.contains(&peer));
+        if !self.allow_from.is_empty() && !peer.is_none_or(allowed) {
+            return Err("source");
+        }
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| "limit")?;
+        let source = self.sources.admit(peer).ok_or("source_limit")?;
+        Ok((slot, source, Open::new(self.open.clone())))
     }
 
     fn note_trouble(&self, error: &io::Error) {
@@ -113,6 +140,27 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Lets one line of many of a kind be logged every now and then: who connects decides how many there
+/// are.
+#[derive(Default)]
+pub(super) struct Occasional {
+    last: Option<Instant>,
+    hidden: u64,
+}
+
+impl Occasional {
+    /// Whether another line is due: how many were not, since the last that was.
+    fn is_due(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last < LOG_EVERY) {
+            self.hidden += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.hidden))
+    }
 }
 
 /// Counts an open connection while it lives.

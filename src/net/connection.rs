@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pingora::http::ResponseHeader;
@@ -30,6 +30,10 @@ pub struct Connection {
     head: AtomicUsize,
     /// Milliseconds that an answer may take to begin, or [`NO_WAIT`].
     answer_within: AtomicU64,
+    /// Beginnings and ends of the HTTP/1.1 bodies that must come at a pace: odd while one is awaited.
+    bodies: AtomicU32,
+    /// HTTP/2 requests that are being worked on.
+    streams: AtomicUsize,
 }
 
 impl Connection {
@@ -40,8 +44,17 @@ impl Connection {
         limits: Limits,
         stop: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        let (head, answer_within) = (AtomicUsize::new(0), AtomicU64::new(NO_WAIT));
-        Arc::new(Self { listener, peer, tls, limits, stop, head, answer_within })
+        Arc::new(Self {
+            listener,
+            peer,
+            tls,
+            limits,
+            stop,
+            head: AtomicUsize::new(0),
+            answer_within: AtomicU64::new(NO_WAIT),
+            bodies: AtomicU32::new(0),
+            streams: AtomicUsize::new(0),
+        })
     }
 
     /// The connection that `session`'s request came on; `None` outside a [`super::Listener`].
@@ -94,6 +107,35 @@ impl Connection {
         self.head.store(NO_HEAD, Ordering::Relaxed);
     }
 
+    /// The body of an HTTP/1.1 request is being read: if it stalls for [`Limits::body_timeout`], or
+    /// beyond that comes at less than [`Limits::min_body_rate`] on average, reading fails with
+    /// [`super::BodyTooSlow`]. Only the time that is spent waiting for the client counts. Until
+    /// [`Self::body_done`].
+    pub fn await_body(&self) {
+        if self.awaited_body().is_none() {
+            self.bodies.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The body is over, or has ceased to be one.
+    pub fn body_done(&self) {
+        if self.awaited_body().is_some() {
+            self.bodies.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A number for the body that is awaited, if one is.
+    pub(super) fn awaited_body(&self) -> Option<u32> {
+        Some(self.bodies.load(Ordering::Relaxed)).filter(|bodies| bodies % 2 == 1)
+    }
+
+    /// Counts an HTTP/2 request as being worked on while what is returned lives; `None`: there are
+    /// `max` already.
+    pub(super) fn begin_stream(self: &Arc<Self>, max: usize) -> Option<RunningStream> {
+        let running = RunningStream(self.clone());
+        (self.streams.fetch_add(1, Ordering::Relaxed) < max).then_some(running)
+    }
+
     /// While the client, which has sent its HTTP/1.1 request, waits for the answer to begin: after
     /// `limit`, reading from it fails with [`std::io::ErrorKind::TimedOut`], which wakes the
     /// application. Until [`Self::answered`].
@@ -115,6 +157,7 @@ impl Connection {
 
     /// The next request's head is awaited.
     pub(super) fn await_head(&self) {
+        self.body_done();
         self.answered();
         self.head.store(0, Ordering::Relaxed);
     }
@@ -141,6 +184,15 @@ impl Connection {
 
     pub(super) fn head_grows(&self, bytes: usize) {
         self.head.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// An HTTP/2 request that is being worked on.
+pub(super) struct RunningStream(Arc<Connection>);
+
+impl Drop for RunningStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,10 @@
 //! - Between requests a connection idles for at most `keepalive_timeout`, and hardly at all once
 //!   the process is stopping.
 //! - Where the application asks for it, the wait for its answer to begin is bounded.
-//! - A client that takes no bytes for `write_timeout` is cut.
+//! - A client that takes no bytes for `write_timeout`, or later takes them at less than
+//!   `min_body_rate`, is cut.
+//! - Where the application asks for it, a body that comes no faster is broken off; so is one that
+//!   stalls for `body_timeout`.
 //! - A closed connection is read from for a moment longer, so that the last answer is not destroyed by
 //!   a reset when the client was still sending.
 //!
@@ -32,8 +35,10 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{ALPN, IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::connection::{Connection, new_request_id, refusal_body};
+use super::pace::Pace;
 use crate::metrics::Metrics;
 
 mod passing;
@@ -62,6 +67,8 @@ enum Awaited {
     /// The first byte, if it is on its way while the process stops.
     LastChance,
     EndOfHead,
+    /// The next bytes of a body.
+    Body,
     /// The beginning of the application's answer.
     Answer,
 }
@@ -86,6 +93,11 @@ enum Violation {
     Unreadable,
 }
 
+/// What reading a body fails with, inside an [`io::Error`], when the client is too slow.
+#[derive(Debug, thiserror::Error)]
+#[error("the body comes too slowly")]
+pub struct BodyTooSlow;
+
 /// See the module.
 pub(super) struct Guard<S> {
     inner: BufWriter<S>,
@@ -98,8 +110,12 @@ pub(super) struct Guard<S> {
     is_h2c: bool,
     awaited: Awaited,
     read_timer: Timer,
+    /// For what is written, and then for the ending.
     write_timer: Timer,
-    write_stalls: bool,
+    write_pace: Pace,
+    /// For bodies: which one, and how it comes.
+    body: u32,
+    body_pace: Pace,
     /// Completes when the process is to stop; gone afterwards.
     stopping: Option<BoxFuture>,
     ending: Ending,
@@ -113,6 +129,7 @@ impl<S: IO> Guard<S> {
         stop: &watch::Receiver<bool>,
     ) -> Self {
         let mut stop = stop.clone();
+        let limits = *connection.limits();
         Self {
             inner: BufWriter::with_capacity(WRITE_BUFFER, stream),
             digest: connection.digest(),
@@ -123,7 +140,9 @@ impl<S: IO> Guard<S> {
             awaited: Awaited::Nothing,
             read_timer: Timer::default(),
             write_timer: Timer::default(),
-            write_stalls: false,
+            write_pace: Pace::new(limits.write_timeout, limits.min_body_rate),
+            body: 0,
+            body_pace: Pace::new(limits.body_timeout, limits.min_body_rate),
             stopping: Some(Box::pin(async move {
                 drop(stop.wait_for(|stop| *stop).await);
             })),
@@ -210,7 +229,25 @@ impl<S: IO> Guard<S> {
 
     /// Reads what is no head, or, when the client has sent all, waits for it to leave.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Some(body) = self.connection.awaited_body() {
+            if body != self.body {
+                self.body = body;
+                self.body_pace.restart();
+                self.awaited = Awaited::Nothing;
+            }
+            if read.is_ready() {
+                self.body_pace.moved(buf.filled().len() - before);
+                return read;
+            }
+            if let Some(until) = self.body_pace.wait(Instant::now()) {
+                self.awaited = Awaited::Body;
+                self.read_timer.start_until(until);
+            }
+            ready!(self.read_timer.poll(cx));
+            return Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, BodyTooSlow)));
+        }
         let limit = self.connection.answer_within().filter(|_| read.is_pending());
         let Some(limit) = limit else {
             self.awaited = Awaited::Nothing;
@@ -313,19 +350,19 @@ impl<S: IO> Guard<S> {
         }
     }
 
-    /// Passes `result` on, unless the client has taken nothing for too long.
+    /// Passes `result` on, which moved so many bytes, unless the client is too slow to take any.
     fn unless_stalled<T>(
         &mut self,
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.write_stalls = false;
+        if let Poll::Ready(moved) = &result {
+            self.write_pace.moved(moved.as_ref().map_or(0, bytes));
             return result;
         }
-        if !self.write_stalls {
-            self.write_stalls = true;
-            self.write_timer.start(self.connection.limits().write_timeout);
+        if let Some(until) = self.write_pace.wait(Instant::now()) {
+            self.write_timer.start_until(until);
         }
         ready!(self.write_timer.poll(cx));
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client takes no bytes")))
@@ -373,7 +410,7 @@ impl<S: IO> AsyncWrite for Guard<S> {
             return Poll::Ready(Ok(buf.len()));
         }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.unless_stalled(cx, result)
+        self.unless_stalled(cx, result, |written| *written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -381,14 +418,14 @@ impl<S: IO> AsyncWrite for Guard<S> {
             return Poll::Ready(Ok(()));
         }
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        self.unless_stalled(cx, result)
+        self.unless_stalled(cx, result, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if matches!(self.ending, Ending::Open) {
             // Long answers may still be in the kernel: the client has `write_timeout` for them.
             let result = Pin::new(&mut self.inner).poll_shutdown(cx);
-            ready!(self.unless_stalled(cx, result))?;
+            ready!(self.unless_stalled(cx, result, |()| 0))?;
             self.ending = Ending::Lingering(0);
             self.write_timer.start(LINGER);
         }

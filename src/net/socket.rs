@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +11,13 @@ use std::time::Duration;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 
 use super::BindCause;
 use crate::config::Address;
 
 /// Connections that the kernel queues for us.
 const BACKLOG: u32 = 4096;
-/// Owner and group may connect.
-const UNIX_MODE: u32 = 0o660;
 /// Dead peers are noticed even where no time-out of HTTP applies, as on idle WebSockets.
 pub(crate) const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(60),
@@ -36,7 +34,8 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    pub(super) fn bind(address: &Address) -> Result<Self, BindCause> {
+    /// `unix_mode`: permissions of the file, if `address` is a Unix socket.
+    pub(super) fn bind(address: &Address, unix_mode: u32) -> Result<Self, BindCause> {
         match address {
             Address::Tcp(address) => {
                 let socket =
@@ -46,7 +45,7 @@ impl Socket {
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
             }
             Address::Unix(path) => {
-                let (listener, file) = bind_unix(path)?;
+                let (listener, file) = bind_unix(path, unix_mode)?;
                 Ok(Self::Unix(listener, file))
             }
         }
@@ -88,7 +87,7 @@ impl Socket {
 
 /// Binds beside `path` and renames, so that the socket never has wider permissions than it should
 /// and a stale one is replaced in one step.
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), BindCause> {
+fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindCause> {
     refuse_unless_stale(path)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
@@ -98,8 +97,13 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), BindCause> {
     {
         return Err(error.into());
     }
-    let listener = UnixListener::bind(&beside)?;
-    let placed = fs::set_permissions(&beside, fs::Permissions::from_mode(UNIX_MODE))
+    let permissions = fs::Permissions::from_mode(mode);
+    let socket = UnixSocket::new_stream()?;
+    // The file gets these, less the process's mask, as it is made.
+    fs::File::from(socket.as_fd().try_clone_to_owned()?).set_permissions(permissions.clone())?;
+    socket.bind(&beside)?;
+    let listener = socket.listen(BACKLOG)?;
+    let placed = fs::set_permissions(&beside, permissions)
         .and_then(|()| fs::rename(&beside, path))
         .and_then(|()| fs::metadata(path));
     match placed {

@@ -15,7 +15,7 @@ use crate::clock::Moment;
 use crate::config::Limits;
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
-use crate::net::Connection;
+use crate::net::{BodyWatch, Connection};
 use crate::policy::{Mode, Route, RouteTimeouts};
 use crate::verifier::Permit;
 
@@ -76,6 +76,8 @@ pub struct Exchange {
     pub(super) started: Moment,
     pub(super) listener: &'static str,
     pub(super) connection: Option<Arc<Connection>>,
+    /// Over HTTP/2, while the body is awaited.
+    pub(super) watch: Option<Arc<BodyWatch>>,
     pub(super) limits: Limits,
     pub(super) origin: Origin,
     pub(super) request_id: String,
@@ -100,6 +102,7 @@ impl Exchange {
             started,
             listener: "proxy",
             connection: None,
+            watch: None,
             limits: Limits::default(),
             origin: Origin { peer: None, trusted: false, tls: false },
             request_id: String::new(),
@@ -113,6 +116,17 @@ impl Exchange {
             upstream_status: None,
             sent_at: None,
             body_bytes: 0,
+        }
+    }
+
+    /// So many bytes of the request's body came, and whether they were the last.
+    pub(super) fn body_moved(&mut self, bytes: usize, end: bool) {
+        if let Some(watch) = &self.watch {
+            watch.moved(bytes);
+        }
+        if end {
+            self.watch.take().inspect(|watch| watch.end());
+            self.connection.as_ref().inspect(|connection| connection.body_done());
         }
     }
 

@@ -7,6 +7,7 @@ use tracing::warn;
 use super::Gate;
 use super::access::{Exchange, Outcome};
 use super::refusal::Refusal;
+use crate::net::BodyTooSlow;
 #[cfg(doc)]
 use crate::net::Connection;
 
@@ -33,9 +34,16 @@ fn is_late(error: &Error) -> bool {
         && cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::TimedOut)
 }
 
+/// Whether the client's guard broke its body off: see [`Connection::await_body`].
+fn is_slow(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<BodyTooSlow>())
+}
+
 /// What the client is told; `None`: it is gone.
 fn verdict(error: &Error, body_is_done: bool) -> Option<Refusal> {
     match (error.esource(), error.etype()) {
+        _ if is_slow(error) => Some(Refusal::BodyTooSlow),
         _ if is_late(error) => Some(Refusal::SlowUpstream),
         (_, ErrorType::HTTPStatus(413)) => Some(Refusal::BodyTooLarge),
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::BodyTooSlow),
@@ -102,7 +110,7 @@ impl Gate {
                 }
                 warn!(request_id, %error, "the upstream failed");
             }
-            ErrorSource::Downstream if is_late(error) => {
+            ErrorSource::Downstream if is_late(error) && !is_slow(error) => {
                 self.metrics.upstream_failure("read_timeout");
                 warn!(request_id, "the upstream does not begin to answer");
             }

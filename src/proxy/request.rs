@@ -135,6 +135,12 @@ impl Head {
     }
 }
 
+/// Whether an HTTP/1.1 request announces a body.
+pub(super) fn has_body(request: &RequestHeader) -> bool {
+    let length = request.headers.get(CONTENT_LENGTH);
+    request.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
+}
+
 /// Whether the target has a fragment, which no request may have. Read from the raw head: the parser
 /// drops fragments. (Over HTTP/2 there is no raw head: what it drops is neither decided on nor
 /// forwarded.)

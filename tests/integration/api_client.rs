@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use otpgate::client::{Client, ClientError, Credentials, Filter, Proof};
+use otpgate::client::{Client, ClientError, ClientTls, Credentials, Filter, Proof};
 use otpgate::clock::SystemClock;
 use otpgate::entry::{Name, Realm, Seed};
 use otpgate::secret::Secret;
@@ -17,7 +17,7 @@ fn client_of(server: &str, (name, realm, _): Triple, proof: Proof) -> Client {
         realm: Realm::parse(realm).unwrap(),
         proof,
     };
-    Client::new(server, credentials, None, Arc::new(SystemClock)).unwrap()
+    Client::new(server, credentials, &ClientTls::default(), Arc::new(SystemClock)).unwrap()
 }
 
 fn seed_of(triple: Triple) -> Proof {

@@ -80,7 +80,7 @@ impl Default for Setup {
     fn default() -> Self {
         let address = Address::Tcp(([127, 0, 0, 1], 0).into());
         let api = ApiConfig {
-            listen: vec![Listen { address, tls: None, h2c: true }],
+            listen: vec![Listen { h2c: true, ..Listen::at(address) }],
             trusted_proxies: Vec::new(),
             allowed_hosts: Vec::new(),
             reveal_seeds: true,

@@ -23,6 +23,8 @@ mod guessing;
 mod harness;
 mod layering;
 mod log_lines;
+mod net_sources;
+mod net_tls;
 mod one_time;
 mod ops;
 mod peers;

@@ -288,14 +288,14 @@ async fn a_unix_socket_is_private_replaced_when_stale_and_removed() {
         setup
     };
     let mut gate = setup().start().await;
-    assert_eq!(std::fs::metadata(gate.unix()).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(std::fs::metadata(gate.unix()).unwrap().permissions().mode() & 0o777, 0o600);
     let mut connection = Connection::over(UnixStream::connect(gate.unix()).await.unwrap());
     let seen = connection.ask(gate.get("/")).await.unwrap().text();
     assert!(seen.contains("forwarded: for=unknown;proto=http"), "{seen}");
     assert!(!seen.to_lowercase().contains("x-forwarded-for"));
     drop(connection);
     // Another one does not take a living socket over.
-    let listen = otpgate::config::Listen { address: gate.address.clone(), tls: None, h2c: false };
+    let listen = otpgate::config::Listen::at(gate.address.clone());
     let metrics = gate.metrics.clone();
     let error = otpgate::net::Listener::bind("api", &[listen], Limits::default(), metrics);
     let errors = error.err().unwrap();
@@ -304,7 +304,7 @@ async fn a_unix_socket_is_private_replaced_when_stale_and_removed() {
     crate::peers::bounded("the drain", &mut gate.running).await.unwrap();
     assert!(!path.exists());
     std::fs::write(&path, "mine").unwrap();
-    let listen = otpgate::config::Listen { address: gate.address.clone(), tls: None, h2c: false };
+    let listen = otpgate::config::Listen::at(gate.address.clone());
     let metrics = gate.metrics.clone();
     let error = otpgate::net::Listener::bind("api", &[listen], Limits::default(), metrics);
     assert!(error.err().unwrap()[0].to_string().contains("not a socket"));
@@ -318,11 +318,11 @@ async fn all_bind_errors_are_told_at_once() {
     let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
     std::fs::write(&cert, "no certificate").unwrap();
     std::fs::write(&key, "no key").unwrap();
-    let tcp =
-        |address| otpgate::config::Listen { address: Address::Tcp(address), tls: None, h2c: false };
+    let tcp = |address| otpgate::config::Listen::at(Address::Tcp(address));
     let free = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let mut bad_tls = tcp(free);
-    bad_tls.tls = Some(otpgate::config::TlsFiles { cert_file: cert, key_file: key });
+    let files = otpgate::config::TlsFiles { cert_file: cert, key_file: key };
+    bad_tls.tls = Some(files.into());
     let places = [tcp(taken.local_addr().unwrap()), tcp(free), bad_tls];
     let metrics = std::sync::Arc::new(otpgate::metrics::Metrics::new([]));
     let listener = otpgate::net::Listener::bind("proxy", &places, Limits::default(), metrics);

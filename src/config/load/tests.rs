@@ -52,6 +52,26 @@ fn flags_beat_environment_beats_file() {
 }
 
 #[test]
+fn an_address_may_differ_from_its_listener() {
+    let text = r#"
+        [ops]
+        allow_from = "10.0.0.0/8"
+        unix_mode = "0660"
+        listen = ["unix:/run/a", { address = "unix:/run/b", unix_mode = "600", allow_from = [] }]
+        limits = { max_connections_per_source = 0, min_body_rate = 0 }
+    "#;
+    let ops = load_text(text, &[], &[]).unwrap().ops;
+    let seen: Vec<_> = ops.listen.iter().map(|l| (l.unix_mode, l.allow_from.len())).collect();
+    assert_eq!(seen, [(0o660, 1), (0o600, 0)]);
+    assert_eq!((ops.limits.max_connections_per_source, ops.limits.min_body_rate), (None, None));
+    let default = load_text("", &[], &[]).unwrap();
+    assert_eq!(default.ops.listen[0], Listen::at(default.ops.listen[0].address.clone()));
+    let of_one = |limits: &crate::config::Limits| limits.max_connections_per_source;
+    let caps = [&default.proxy.limits, &default.api.limits, &default.ops.limits].map(of_one);
+    assert_eq!(caps, [Some(1_000), Some(100), Some(100)]);
+}
+
+#[test]
 fn every_problem_is_named_at_once() {
     let text = r#"
         tpyo = 1
@@ -60,9 +80,13 @@ fn every_problem_is_named_at_once() {
         upstream = "ftp://x"
         mode = "maybe"
         trusted_proxies = ["10.0.0.0/33"]
+        allow_from = ["10.0.0.1", "somewhere"]
+        unix_mode = "0400"
         [proxy.limits]
         head_timeout = "0s"
         max_headers = 1
+        min_body_rate = -1
+        max_connections_per_source = "many"
         [api]
         tls_cert_file = "/absent.pem"
         [store]
@@ -96,6 +120,10 @@ fn every_problem_is_named_at_once() {
         "proxy.upstream: `ftp://x`: the scheme is none of",
         "proxy.mode: `maybe` is none of `enforce`, `report`",
         "proxy.trusted_proxies: item 0: `10.0.0.0/33` is no network",
+        "proxy.allow_from: item 1: `somewhere` is no network",
+        "proxy.unix_mode: `0400` is no mode of a socket",
+        "proxy.limits.min_body_rate: must be a whole number from 0 to 1048576",
+        "proxy.limits.max_connections_per_source: must be a whole number from 0 to",
         "proxy.limits.head_timeout: `0s` is not between 1ms and 365days",
         "proxy.limits.max_headers: must be a whole number from 8 to 256",
         "api.tls_cert_file: cannot read `/absent.pem`",

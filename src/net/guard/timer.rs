@@ -13,9 +13,13 @@ pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     pub(super) fn start(&mut self, limit: Duration) {
+        self.start_until(Instant::now() + limit);
+    }
+
+    pub(super) fn start_until(&mut self, end: Instant) {
         match &mut self.0 {
-            Some(sleep) => sleep.as_mut().reset(Instant::now() + limit),
-            None => self.0 = Some(Box::pin(tokio::time::sleep(limit))),
+            Some(sleep) => sleep.as_mut().reset(end),
+            None => self.0 = Some(Box::pin(tokio::time::sleep_until(end))),
         }
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{
-    Address, HeaderNames, HealthCheck, Limits, Listen, ProxyConfig, Target, TlsFiles, Upstream,
-    UpstreamHttp, UpstreamTimeouts,
+    Address, HeaderNames, HealthCheck, Limits, Listen, ListenTls, ProxyConfig, Target, TlsFiles,
+    Upstream, UpstreamHttp, UpstreamTimeouts,
 };
 use otpgate::metrics::Metrics;
 use otpgate::net::{Certificate, Listener};
@@ -25,7 +25,9 @@ use super::directory::{Caller, Followed};
 pub(crate) struct Setup {
     pub(crate) listen: Address,
     pub(crate) tls: Option<TlsFiles>,
+    pub(crate) client_ca: Option<PathBuf>,
     pub(crate) h2c: bool,
+    pub(crate) allow_from: Vec<&'static str>,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) routes: Vec<Route>,
     pub(crate) mode: Mode,
@@ -51,7 +53,9 @@ impl Setup {
         Self {
             listen: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
             tls: None,
+            client_ca: None,
             h2c: false,
+            allow_from: Vec::new(),
             upstreams: vec![upstream],
             routes: Vec::new(),
             mode: Mode::Enforce,
@@ -70,12 +74,18 @@ impl Setup {
         let alice = Caller::new("alice", "staff");
         let bob = Caller::new("bob", "guests");
         let store = Followed::new(&[&alice, &bob], self.max_stale, metrics.clone()).await;
-        let listen = Listen { address: self.listen, tls: self.tls, h2c: self.h2c };
+        let listen = Listen {
+            tls: self.tls.map(|files| ListenTls { files, client_ca_file: self.client_ca }),
+            h2c: self.h2c,
+            allow_from: self.allow_from.iter().map(|net| net.parse().unwrap()).collect(),
+            ..Listen::at(self.listen)
+        };
+        let trusted: Vec<_> = self.trusted.iter().map(|net| net.parse().unwrap()).collect();
         let config = ProxyConfig {
             listen: vec![listen.clone()],
             upstreams: self.upstreams,
             mode: self.mode,
-            trusted_proxies: self.trusted.iter().map(|net| net.parse().unwrap()).collect(),
+            trusted_proxies: trusted.clone(),
             limits: self.limits,
             timeouts: self.timeouts,
             health: self.health,
@@ -96,7 +106,9 @@ impl Setup {
             clock: Arc::new(SystemClock),
             access_log: true,
         });
-        let listener = Listener::bind("proxy", &[listen], self.limits, metrics.clone()).unwrap();
+        let listener = Listener::bind("proxy", &[listen], self.limits, metrics.clone())
+            .unwrap()
+            .trusting(&trusted);
         let address = listener.addresses().remove(0);
         let certificates = listener.certificates();
         let running = tokio::spawn(listener.run(gate, stopping));

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use otpgate::config::TlsFiles;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tempfile::TempDir;
 
 /// A CA and a certificate of it for `localhost`.
 pub(crate) struct Pki {
-    _folder: TempDir,
-    ca: CertificateDer<'static>,
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
     chain: Vec<CertificateDer<'static>>,
     key: KeyPair,
     pub(crate) files: TlsFiles,
@@ -38,8 +40,19 @@ impl Pki {
         std::fs::write(&files.cert_file, certificate.pem()).unwrap();
         std::fs::write(&files.key_file, key.serialize_pem()).unwrap();
         std::fs::write(&ca_file, issuer.pem()).unwrap();
-        let ca = issuer.der().clone();
-        Self { _folder: folder, ca, chain: vec![certificate.der().clone()], key, files, ca_file }
+        Self { folder, issuer, chain: vec![certificate.der().clone()], key, files, ca_file }
+    }
+
+    /// A further certificate of the CA, for a client.
+    pub(crate) fn identity(&self, name: &str) -> TlsFiles {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let file = |end: &str| self.folder.path().join(format!("{name}.{end}"));
+        let files = TlsFiles { cert_file: file("crt"), key_file: file("key") };
+        std::fs::write(&files.cert_file, certificate.pem()).unwrap();
+        std::fs::write(&files.key_file, key.serialize_pem()).unwrap();
+        files
     }
 
     pub(crate) fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
@@ -55,15 +68,33 @@ impl Pki {
     }
 
     pub(crate) fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca.clone()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut config = self.trusting(rustls::ALL_VERSIONS).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config)
+    }
+
+    /// A client of these versions that shows a certificate.
+    pub(crate) fn client_with(
+        &self,
+        identity: &TlsFiles,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let chain = CertificateDer::pem_file_iter(&identity.cert_file).unwrap();
+        let key = PrivateKeyDer::from_pem_file(&identity.key_file).unwrap();
+        let chain = chain.map(Result::unwrap).collect();
+        Arc::new(self.trusting(versions).with_client_auth_cert(chain, key).unwrap())
+    }
+
+    fn trusting(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
     }
 }
 
