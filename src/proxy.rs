@@ -376,6 +376,12 @@ impl ProxyHttp for Gate {
         let bytes = body.as_ref().map_or(0, Bytes::len);
         exchange.body_bytes += bytes as u64;
         exchange.body_moved(bytes, end);
+        if end && bytes == 0 {
+            // An HTTP/2 body may end with empty data. pingora would write that as a chunk, which ends a
+            // chunked body, and then end the body once more: that second end would be the beginning of
+            // whatever request is next on the upstream's connection.
+            *body = None;
+        }
         match exchange.limits.max_body_bytes {
             // What goes through a tunnel is no body.
             Some(max) if exchange.body_bytes > max && !session.was_upgraded() => {

@@ -23,6 +23,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -33,6 +34,7 @@ use bytes::{Buf, Bytes};
 use http::StatusCode;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{ALPN, IO, Shutdown};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -365,7 +367,18 @@ impl<S: IO> Guard<S> {
             self.write_timer.start_until(until);
         }
         ready!(self.write_timer.poll(cx));
+        self.reset();
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client takes no bytes")))
+    }
+
+    /// Ends the connection at once. What the kernel holds for the client is thrown away: a client that
+    /// sips could make it last.
+    fn reset(&mut self) {
+        self.ending = Ending::Closed;
+        // SAFETY: a stream's id is its descriptor, and it is alive.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.inner.get_ref().id()) };
+        // On failure the kernel keeps its own time.
+        let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
     }
 
     /// Whether what is written goes to the client. Afterwards it goes nowhere: the client has its

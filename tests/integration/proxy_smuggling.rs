@@ -1,5 +1,6 @@
 //! Requests that two servers could read in two ways, byte by byte.
 
+use crate::peers::bounded;
 use crate::peers::echo::Echo;
 use crate::peers::gate::{Gate, Setup, plain};
 use crate::peers::h2peer;
@@ -227,4 +228,39 @@ async fn the_same_holds_over_http2() {
     let cookies = request("/", &[("cookie", "a=1"), ("cookie", "b=2")]);
     let (_, body) = h2peer::ask(&send, cookies).await;
     assert_eq!(header(&String::from_utf8(body).unwrap(), "cookie"), Some("a=1; b=2"));
+}
+
+/// A body over HTTP/2 may end with a frame of its own that holds nothing: one end, not two, or the second
+/// would be the beginning of the next request on the upstream's connection.
+#[tokio::test]
+async fn an_http2_body_has_one_end_upstream() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::to(plain(listener.local_addr().unwrap()));
+    setup.h2c = true;
+    let gate = setup.start().await;
+    let client = h2peer::client(TcpStream::connect(gate.tcp()).await.unwrap()).await;
+    let post = Request::post("http://gate/")
+        .header("x-auth-name", "alice")
+        .header("x-auth-realm", "staff")
+        .header("x-auth-token", gate.token(&gate.alice))
+        .body(())
+        .unwrap();
+    let mut ready = client.clone().ready().await.unwrap();
+    let (answer, mut body) = ready.send_request(post, false).unwrap();
+    for (data, end) in [("ab", false), ("", false), ("cd", false), ("", true)] {
+        body.send_data(data.into(), end).unwrap();
+    }
+    let (stream, _) = bounded("the request", listener.accept()).await.unwrap();
+    let mut upstream = Connection::over(stream);
+    let (_, received) = bounded("the body", upstream.request()).await.unwrap();
+    assert_eq!(received, b"abcd");
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(bounded("the answer", answer).await.unwrap().status(), 200);
+    // The next request comes on the same connection, with nothing before it.
+    let next = gate.get("/next");
+    let asking = tokio::spawn(async move { ask(gate.tcp(), next).await });
+    let head = bounded("the next request", upstream.request_head()).await.unwrap();
+    assert!(head.starts_with("GET /next HTTP/1.1\r\n"), "{head}");
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(asking.await.unwrap().status, 200);
 }
