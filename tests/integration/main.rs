@@ -23,6 +23,7 @@ mod guessing;
 mod harness;
 mod layering;
 mod log_lines;
+mod net_floods;
 mod net_paces;
 mod net_sources;
 mod net_tls;
