@@ -141,30 +141,36 @@ fn open_connections(gate: &Gate) -> f64 {
     gate.metric(r#"otpgate_connections{listener="proxy"}"#)
 }
 
-#[tokio::test]
-async fn a_client_that_takes_an_answer_in_a_trickle_is_cut() {
-    let rate = NonZeroU32::new(1 << 20);
-    let gate = endless(|setup| {
-        let default = Limits::default();
-        setup.limits = Limits { write_timeout: SHORT, min_body_rate: rate, ..default };
-    })
-    .await;
-    // A small buffer, or the kernel would take much in the client's place.
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut client = socket.connect(gate.tcp()).await.unwrap();
+/// Takes an answer sip by sip, for so long at most; why it came to an end, if it did.
+async fn sip(gate: &Gate, limit: Duration) -> Option<std::io::ErrorKind> {
+    let started = Instant::now();
+    let mut client = TcpStream::connect(gate.tcp()).await.unwrap();
     client.write_all(gate.get("/").as_bytes()).await.unwrap();
-    let mut sip = vec![0; 8 << 10];
-    let error = loop {
+    let mut sip = vec![0; 64 << 10];
+    while started.elapsed() < limit {
         match client.read(&mut sip).await {
             Ok(read) => assert!(read > 0, "an orderly end"),
-            Err(error) => break error,
+            Err(error) => return Some(error.kind()),
         }
-        sleep(STEP).await;
+        // Often enough for the gate to be rid of something all the time.
+        sleep(Duration::from_millis(5)).await;
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_client_that_takes_an_answer_in_a_trickle_is_cut() {
+    const PATIENT: Duration = Duration::from_secs(2);
+    let before = async |min_body_rate| {
+        let limits = Limits { write_timeout: PATIENT, min_body_rate, ..Limits::default() };
+        endless(|setup| setup.limits = limits).await
     };
+    let gate = before(NonZeroU32::new(1 << 30)).await;
     // What the kernel held for it is gone, too.
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(sip(&gate, 10 * PATIENT).await, Some(std::io::ErrorKind::ConnectionReset));
     until("it is closed", || async { open_connections(&gate) == 0.0 }).await;
+    let gate = before(None).await;
+    assert_eq!(sip(&gate, 2 * PATIENT).await, None);
 }
 
 fn post(gate: &Gate) -> Request<()> {
