@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
+use super::is_trusted;
+
 /// The part of an IPv6 address that tells subscribers apart.
 const SUBSCRIBER: u128 = !0 << 64;
 
@@ -30,7 +32,7 @@ impl Sources {
     /// lives. `None`: the source has as many as it may.
     pub(super) fn admit(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<Held> {
         let (Some(cap), Some(peer)) = (self.cap, peer) else { return Some(Held(None)) };
-        if self.exempt.iter().any(|net| net.contains(&peer)) {
+        if is_trusted(Some(peer), &self.exempt) {
             return Some(Held(None));
         }
         let source = source_of(peer);

@@ -24,7 +24,7 @@ const REST_MIB: u64 = 48;
 /// How much more when a flood comes again.
 const AGAIN_MIB: u64 = 16;
 /// Connections of the floods that cost a client nothing.
-const MANY: u32 = 500;
+const MANY: u32 = 400;
 
 const SETTINGS: &str = "h2c = true
 limits = { max_connections = 1000, head_timeout = '1s', keepalive_timeout = '1s', body_timeout = '1s', \
@@ -236,11 +236,11 @@ async fn memory_is_bounded_under_floods_and_callers_are_answered() {
     // HEADERS, then CONTINUATION without end.
     let endless = [frame(1, 0, 1, &[0x82]), frame(9, 0, 1, &[0; 8192]).repeat(200)].concat();
     t.withstand("continuations", base, t.connections(20, &http2(1, &endless))).await;
-    let pings = http2(50_000, &frame(6, 0, 0, &[7; 8]));
+    let pings = http2(10_000, &frame(6, 0, 0, &[7; 8]));
     t.withstand("pings", base, t.connections(10, &pings)).await;
-    let settings = http2(50_000, &frame(4, 0, 0, &[]));
+    let settings = http2(10_000, &frame(4, 0, 0, &[]));
     t.withstand("settings", base, t.connections(10, &settings)).await;
-    let answers = http2(20_000, &frame(6, 1, 0, &[7; 8]));
+    let answers = http2(5_000, &frame(6, 1, 0, &[7; 8]));
     t.withstand("answers to pings that nobody sent", base, t.connections(10, &answers)).await;
 
     // Once more: what stays does not add up.
