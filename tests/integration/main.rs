@@ -41,6 +41,7 @@ mod rotation;
 mod serve;
 mod store_contract;
 mod store_histories;
+mod store_ledger;
 mod store_redis;
 mod store_sqlite;
 mod throttle;

@@ -3,11 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{StoreConfig, TlsFiles};
+use otpgate::entry::EntryId;
 use otpgate::store::url::StoreUrl;
-use otpgate::store::{Store, StoreError};
+use otpgate::store::{Failure, Quota, Spending, Store, StoreError};
 use tokio::runtime::Handle;
 
 use crate::directory_follow::Gate;
@@ -34,6 +36,22 @@ async fn works(rig: &Rig) {
     let made = create(&store, "a", "r").await.unwrap();
     assert_eq!(follow.changes().await.unwrap().len(), 1);
     assert_eq!(store.list(None, 10).await.unwrap()[0].entry, Ok(made));
+    assert_eq!(store.spend(&spending("a"), now()).await, Ok(true));
+    assert_eq!(store.spend(&spending("b"), now()).await, Ok(false));
+    let quota = Quota { failures: 1, per: Duration::from_secs(60) };
+    let failure = Failure { bucket: "b".into(), quota };
+    assert!(!store.count_failures(&[failure], now()).await.unwrap()[0].is_zero());
+    store.remember(&["k".into()], Duration::from_secs(60), now()).await.unwrap();
+    assert_eq!(store.remembers("k", now()).await, Ok(true));
+}
+
+fn now() -> u64 {
+    SystemClock.now().unix
+}
+
+fn spending(by: &str) -> Spending {
+    let keep = Duration::from_secs(60);
+    Spending { id: EntryId(1), serial: 0, counter: 1, by: by.into(), budget: 1, keep }
 }
 
 async fn refusal(store: &Store) -> StoreError {
@@ -83,7 +101,8 @@ async fn a_server_that_repeats_what_it_does_not_understand_is_not_quoted() {
 
 /// All that a gate needs.
 const RIGHTS: &str = "~{*}:* +hello +get +mget +xread +xrevrange +hmget +hget +hincrby +hset +exists \
-                      +set +del +xadd +zadd +zrem +zscore +zrangebyscore +eval +evalsha +info";
+                      +set +del +xadd +zadd +zrem +zscore +zrangebyscore +eval +evalsha +info \
+                      +sismember +scard +sadd +pexpire +time";
 
 #[tokio::test]
 async fn as_a_user_with_few_rights() {
@@ -488,6 +507,20 @@ async fn a_write_whose_answer_is_lost_is_found_out_about() {
     assert_eq!(version.0, now.revision.0 + 1);
     assert_eq!(store.get((&a.principal).into()).await, Ok(None));
     assert_eq!(rig.store().list(None, 10).await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_use_whose_answer_is_lost_counts_once() {
+    let mut rig = Rig::redis().await;
+    rig.ready().await;
+    let relay = Relay::to(rig.server().port);
+    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
+    let other = Spending { counter: 2, ..spending("a") };
+    assert_eq!(store.spend(&other, now()).await, Ok(true));
+    relay.arm(|_| Verdict::Cut);
+    assert_eq!(store.spend(&spending("a"), now()).await, Ok(true));
+    assert!(!relay.is_armed(), "the answer was swallowed");
+    assert_eq!(store.spend(&spending("b"), now()).await, Ok(false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

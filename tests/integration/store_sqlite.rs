@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use otpgate::clock::SystemClock;
+use otpgate::clock::{Clock as _, SystemClock};
 use otpgate::entry::{Entry, EntryId};
-use otpgate::store::{Store, StoreError};
+use otpgate::store::{Spending, Store, StoreError};
 use rusqlite::Connection;
 
 use crate::directory_follow::Gate;
@@ -215,6 +215,7 @@ async fn a_read_only_file_stays_readable() {
             let (mut follow, rows) = Follow::start(&store).await;
             assert_eq!((rows.len(), follow.changes().await), (1, Ok(Vec::new())));
             for error in [
+                store.spend(&spending(1, "a"), now()).await.map(|_| ()).unwrap_err(),
                 create(&store, "b", "r").await.map(|_| ()).unwrap_err(),
                 store.delete(&found).await.map(|_| ()).unwrap_err(),
             ] {
@@ -281,17 +282,77 @@ fn child_process() {
                     }
                 }
             }
+            "spend" => {
+                for counter in 0.. {
+                    assert!(store.spend(&spending(counter, "child"), now()).await.unwrap());
+                    println!("\nspent {counter}");
+                }
+            }
+            "fill ledger" => {
+                for counter in 0.. {
+                    match store.spend(&spending(counter, "child"), now()).await {
+                        Ok(passed) => assert!(passed && counter < 20_000),
+                        Err(error) => {
+                            assert!(matches!(error, StoreError::ReadOnly(_)), "{error}");
+                            println!("\nspent {counter}");
+                            // Entries' own file has room.
+                            create(&store, "roomy", "r").await.unwrap();
+                            return;
+                        }
+                    }
+                }
+            }
             other => panic!("unknown role {other}"),
         }
     });
 }
 
+fn now() -> u64 {
+    SystemClock.now().unix
+}
+
+fn spending(counter: u64, by: &str) -> Spending {
+    let keep = std::time::Duration::from_secs(600);
+    Spending { id: EntryId(1), serial: 0, counter, by: by.into(), budget: 1, keep }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_stops_writes_and_nothing_else() {
+async fn marks_survive_the_death_of_their_maker() {
     let rig = Rig::sqlite().await;
     let store = rig.ready().await;
-    create(&store, "a", "r").await.unwrap();
-    let mut command = child(&rig, "fill");
+    let mut spender = child(&rig, "spend").spawn().unwrap();
+    let lines = BufReader::new(spender.stdout.take().unwrap()).lines();
+    let spent: Vec<u64> = tokio::task::block_in_place(|| {
+        let mut spent = lines.filter_map(|line| line.unwrap().strip_prefix("spent ")?.parse().ok());
+        let mut first: Vec<_> = spent.by_ref().take(100).collect();
+        spender.kill().unwrap();
+        spender.wait().unwrap();
+        first.extend(spent);
+        first
+    });
+    assert!(spent.len() >= 100);
+    for counter in spent {
+        assert!(!store.spend(&spending(counter, "parent"), now()).await.unwrap(), "{counter}");
+        assert!(store.spend(&spending(counter, "child"), now()).await.unwrap(), "{counter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_takes_no_marks_and_keeps_those_it_has() {
+    let rig = Rig::sqlite().await;
+    let store = rig.ready().await;
+    let text = with_small_files(child(&rig, "fill ledger"));
+    let spent = text.lines().find_map(|line| line.strip_prefix("spent ")).expect("it got full");
+    let spent: u64 = spent.parse().unwrap();
+    assert!(spent > 10);
+    for counter in 0..spent {
+        assert!(!store.spend(&spending(counter, "parent"), now()).await.unwrap(), "{counter}");
+    }
+    assert!(store.spend(&spending(spent, "parent"), now()).await.unwrap(), "it was not taken");
+}
+
+/// Runs `command` to its end, in which no file may grow much; what it wrote.
+fn with_small_files(mut command: Command) -> String {
     // SAFETY: both calls are async-signal-safe, and their arguments outlive them.
     unsafe {
         command.pre_exec(|| {
@@ -305,8 +366,17 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
         });
     }
     let output = tokio::task::block_in_place(|| command.stderr(Stdio::piped()).output().unwrap());
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_writes_and_nothing_else() {
+    let rig = Rig::sqlite().await;
+    let store = rig.ready().await;
+    create(&store, "a", "r").await.unwrap();
+    let text = with_small_files(child(&rig, "fill"));
     let full = text.lines().find_map(|line| line.strip_prefix("full at ")).expect("it got full");
     let (written, listed) = full.split_once(" of ").unwrap();
     let written: usize = written.parse().unwrap();

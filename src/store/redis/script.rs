@@ -265,6 +265,7 @@ fn parse_row(value: &[u8]) -> Option<(Version, EntryId, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Quota;
 
     #[test]
     fn values_are_read_and_junk_is_broken() {
@@ -285,6 +286,21 @@ mod tests {
         for key in [keys.fixed().map(str::to_owned).to_vec(), vec![keys.entry("r/n")]].concat() {
             assert!(key.starts_with("{gate}:"), "{key}");
         }
+        let spending = Spending {
+            id: EntryId(7),
+            serial: 2,
+            counter: 59,
+            by: "a".into(),
+            budget: 1,
+            keep: Duration::from_micros(1),
+        };
+        assert_eq!(spend_arguments(&keys, &spending).keys[4], "{gate}:u:7.2.59");
+        let quota = Quota { failures: 3, per: Duration::from_secs(1) };
+        let failure = Failure { bucket: "{b}".into(), quota };
+        assert_eq!(count_arguments(&keys, &[failure]).keys[4], "{gate}:t:{b}");
+        assert_eq!(remembers_arguments(&keys, "k").keys[4], "{gate}:g:k");
+        let remembered = remember_arguments(&keys, &["k".into()], Duration::ZERO);
+        assert_eq!(remembered.keys[4], "{gate}:g:k");
     }
 
     #[test]
