@@ -10,6 +10,7 @@ pub mod check;
 pub mod client;
 pub mod demo;
 pub mod import;
+pub mod rekey;
 pub mod serve;
 pub mod store;
 pub mod token;

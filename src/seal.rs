@@ -40,6 +40,25 @@ pub enum SealError {
     BadKey,
 }
 
+/// Says which key it is without saying anything about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyId([u8; KEY_ID_LEN]);
+
+impl KeyId {
+    /// Which key sealed a blob; `None` if it is not sealed.
+    #[must_use]
+    pub fn of(blob: &[u8]) -> Option<Self> {
+        let sealed = blob.strip_prefix(&[AES_GCM])?;
+        sealed.first_chunk().map(|id| Self(*id))
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
 struct SealingKey {
     id: [u8; KEY_ID_LEN],
     key: LessSafeKey,
@@ -52,7 +71,6 @@ impl SealingKey {
         if bytes.len() != KEY_LEN {
             return Err(SealError::BadKey);
         }
-        // The id says which key it is without saying anything about it.
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(b"otpgate sealing key id");
         context.update(&bytes);
@@ -100,6 +118,12 @@ impl Sealer {
     #[must_use]
     pub fn is_on(&self) -> bool {
         !self.keys.is_empty()
+    }
+
+    /// Its keys, the one that seals first.
+    #[must_use]
+    pub fn key_ids(&self) -> Vec<KeyId> {
+        self.keys.iter().map(|key| KeyId(key.id)).collect()
     }
 
     /// Makes the blob to store for an entry.
@@ -227,6 +251,11 @@ mod tests {
         let blob = Sealer::new(&old, &[]).unwrap().seal(&who("a", "b"), EntryId(1), b"x");
         let both = Sealer::new(&new, &[old.as_str()]).unwrap();
         assert_eq!(&**both.open(&who("a", "b"), EntryId(1), &blob).unwrap(), b"x");
+        let [new_id, old_id] = both.key_ids()[..] else { panic!("two keys") };
+        assert_eq!(KeyId::of(&blob), Some(old_id));
+        assert_eq!(KeyId::of(&both.seal(&who("a", "b"), EntryId(1), b"x")), Some(new_id));
+        assert_eq!(KeyId::of(&Sealer::off().seal(&who("a", "b"), EntryId(1), b"xxxxx")), None);
+        assert_eq!(KeyId::of(&blob[..4]), None);
         let only_new = Sealer::new(&new, &[]).unwrap();
         assert!(matches!(
             only_new.open(&who("a", "b"), EntryId(1), &blob),

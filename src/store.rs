@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 use crate::clock::{Clock, SystemClock, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
@@ -24,6 +25,7 @@ pub mod open;
 mod payload;
 mod private_file;
 pub mod redis;
+pub mod rekey;
 pub mod sqlite;
 pub mod url;
 
@@ -432,10 +434,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
     pub fn unseal(&self, row: &Row) -> Result<Entry, StoreError> {
-        let payload = self
-            .sealer
-            .open(&row.principal, row.id, &row.blob.0)
-            .map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })?;
+        let payload = open_with(&self.sealer, row)?;
         payload::read(row.id, &row.principal, &payload)
             .map_err(|what| StoreError::Corrupt(format!("entry of {}: {what}", row.principal)))
     }
@@ -480,6 +479,11 @@ impl Store {
             action: Action::Delete,
         }
     }
+}
+
+fn open_with(sealer: &Sealer, row: &Row) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    let opened = sealer.open(&row.principal, row.id, &row.blob.0);
+    opened.map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })
 }
 
 #[cfg(test)]

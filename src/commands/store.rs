@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, import, print, token};
+use super::{block_on, import, print, rekey, token};
 use crate::cli::{Failure, Settings, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
@@ -33,6 +33,8 @@ enum StoreCommand {
     Bootstrap(BootstrapArgs),
     /// Take entries over from ungleich-otp's `dumpdata` JSON; their ids are kept
     Import(import::ImportArgs),
+    /// Seal every entry anew with `store.key_file`, also while gates run; can be run again
+    Rekey(rekey::RekeyArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -62,6 +64,7 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
         StoreCommand::Init { settings, json } => block_on(init(settings, json)),
         StoreCommand::Bootstrap(args) => block_on(bootstrap(args)),
         StoreCommand::Import(args) => block_on(import::run(args)),
+        StoreCommand::Rekey(args) => block_on(rekey::run(args)),
     }
 }
 

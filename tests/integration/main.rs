@@ -43,5 +43,6 @@ mod store_contract;
 mod store_histories;
 mod store_ledger;
 mod store_redis;
+mod store_rekey;
 mod store_sqlite;
 mod throttle;

@@ -133,8 +133,37 @@ impl Rig {
 
     /// The same place, seen with another sealing key.
     pub(crate) fn with_other_key(&self) -> Store {
-        let sealing = key_file(&self.dir, "other.key");
+        self.with_sealing(self.keys("other.key", &[]))
+    }
+
+    /// The same place, sealed otherwise.
+    pub(crate) fn with_sealing(&self, sealing: Sealing) -> Store {
         Store::open(&StoreConfig { sealing, ..self.config.clone() }).expect("settings are good")
+    }
+
+    /// Key files of these names, made if they are not there; [`Self::store`] has `sealing.key`.
+    pub(crate) fn keys(&self, name: &str, old: &[&str]) -> Sealing {
+        let path = |name| {
+            let Sealing::KeyFile { path, .. } = key_file(&self.dir, name) else { unreachable!() };
+            path
+        };
+        Sealing::KeyFile {
+            path: path(name),
+            old: old.iter().map(|n| path(n)).collect(),
+            make: false,
+        }
+    }
+
+    /// The place and these keys as settings of the program.
+    pub(crate) fn settings(&self, sealing: &Sealing) -> String {
+        let StoreConfig { url, prefix, .. } = &self.config;
+        let sealing = match sealing {
+            Sealing::Off => "sealing = 'off'".to_owned(),
+            Sealing::KeyFile { path, old, .. } => {
+                format!("key_file = {path:?}\nold_key_files = {old:?}")
+            }
+        };
+        format!("[store]\nurl = '{url}'\nprefix = '{prefix}'\n{sealing}\n")
     }
 
     /// Loses all contents behind the store's back.
