@@ -373,6 +373,15 @@ async fn the_ledgers_tables_stay_small() {
         store.remember(&[key], 20 * SECOND, at).await.unwrap();
     }
     assert!(marks(&rig) <= 3 * 22, "{}", marks(&rig));
+    // So does the write-ahead log: 3,000 marks are more than it would hold at once.
+    let Place::Sqlite(file) = &rig.place else { unreachable!() };
+    let log = format!("{}.ledger-wal", file.display());
+    for n in 0..3_000 {
+        let mark = Spending { counter: n, serial: 1, ..spending("a", 1) };
+        assert!(store.spend(&mark, now()).await.unwrap());
+    }
+    let size = std::fs::metadata(log).unwrap().len();
+    assert!(size < 20_000_000, "{size}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

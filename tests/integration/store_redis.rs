@@ -593,6 +593,14 @@ async fn sentinel_leads_to_the_primary_and_to_the_next_one() {
     let first = primary.port;
     let rig = Rig::on_server(primary, &url);
     works(&rig).await;
+    // One that hangs costs its time-out once: the ledger, which connects by itself, cannot wait so long.
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = hanging.local_addr().unwrap().port();
+    let nodes = format!("127.0.0.1:{port},127.0.0.1:{}", sentinel.port);
+    let store = at(&rig, &format!("redis-sentinel://{nodes}/main"));
+    store.list(None, 1).await.unwrap();
+    assert_eq!(store.spend(&spending("c"), now()).await, Ok(false));
+
     let store = rig.store();
     let gate = Gate::start(rig.store());
     gate.until("the store is loaded", |gate| gate.directory.status().loaded).await;
