@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands;
 use crate::config::Config;
 use crate::config::load::{self, ConfigError, Flag};
+use crate::hardening::{self, Memory};
 
 /// A reverse-proxy auth sidecar: lets through only requests whose one-time token proves who sends
 /// them.
@@ -137,6 +138,8 @@ pub struct Usage(pub String);
 /// Parses the command line and runs what it asks for.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before anything secret is read.
+    keep(Memory::Private);
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(code) => code,
@@ -147,9 +150,22 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Carries on without: a sandbox may forbid it, and refusing to start would protect nobody.
+fn keep(memory: Memory) {
+    if let Err(error) = hardening::keep(memory) {
+        eprintln!("otpgate: cannot keep other processes from reading this one's memory: {error}");
+    }
+}
+
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Serve(args) => commands::serve::run(args.load()?),
+        Command::Serve(args) => {
+            let config = args.load()?;
+            if config.process.core_dumps {
+                keep(Memory::Debuggable);
+            }
+            commands::serve::run(config)
+        }
         Command::Demo(args) => commands::demo::run(&args),
         Command::Check(args) => commands::check::run(args.serve.load(), args.form),
         Command::Token(args) => commands::token::run(&args),

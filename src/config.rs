@@ -410,6 +410,13 @@ pub struct ShutdownConfig {
     pub grace: Duration,
 }
 
+/// `[process]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessConfig {
+    /// Whether a crash may leave a core file, and debuggers may attach: both show every seed.
+    pub core_dumps: bool,
+}
+
 /// All settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -433,6 +440,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Stopping.
     pub shutdown: ShutdownConfig,
+    /// The process itself.
+    pub process: ProcessConfig,
     /// `[[route]]`s in the order of the file.
     pub routes: Vec<Route>,
 }

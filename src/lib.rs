@@ -33,6 +33,7 @@ pub mod config;
 pub mod credentials;
 pub mod directory;
 pub mod entry;
+pub mod hardening;
 pub mod logging;
 pub mod metrics;
 pub mod net;

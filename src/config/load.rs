@@ -14,7 +14,9 @@ use super::routes::read_routes;
 use super::store::read_store;
 use super::throttle::read_throttle;
 use super::tokens::{read_realms, read_rules};
-use super::{Address, Config, Listen, LogConfig, LogFormat, ProxyConfig, ShutdownConfig};
+use super::{
+    Address, Config, Listen, LogConfig, LogFormat, ProcessConfig, ProxyConfig, ShutdownConfig,
+};
 use crate::directory::RealmRules;
 
 pub use super::reader::Problem;
@@ -167,10 +169,13 @@ fn read(root: &mut Section) -> Config {
     let throttle = read_throttle(root.section("throttle"));
     let log = read_log(root.section("log"));
     let shutdown = read_shutdown(root.section("shutdown"));
+    let process = read_process(root.section("process"));
     let routes = read_routes(root, &mut upstreams);
     let proxy = ProxyConfig { upstreams, ..proxy };
     let config =
-        Config { proxy, api, ops, store, rules, realms, headers, throttle, log, shutdown, routes };
+        Config {
+            proxy, api, ops, store, rules, realms, headers, throttle, log, shutdown, process, routes,
+        };
     check_addresses(root, &config);
     config
 }
@@ -202,6 +207,12 @@ fn read_shutdown(mut s: Section) -> ShutdownConfig {
         delay: s.duration_or_off("delay").unwrap_or(None).unwrap_or_default(),
         grace: s.duration("grace").unwrap_or(Duration::from_secs(30)),
     };
+    s.finish();
+    config
+}
+
+fn read_process(mut s: Section) -> ProcessConfig {
+    let config = ProcessConfig { core_dumps: s.or("core_dumps", false) };
     s.finish();
     config
 }

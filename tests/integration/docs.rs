@@ -57,7 +57,7 @@ fn the_manual_shows_the_defaults() {
             format!("{:?}", (config.proxy.timeouts, config.api.reveal_seeds, config.realms)),
             format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
             format!("{:?}", (config.shutdown.grace, config.log, config.throttle)),
-            format!("{:?}", config.api.rotate_overlap),
+            format!("{:?}", (config.api.rotate_overlap, config.process)),
             format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
         ]
     };
@@ -81,6 +81,7 @@ fn the_manual_names_every_setting() {
         "throttle",
         "log",
         "shutdown",
+        "process",
     ];
     for section in sections {
         let problems = load_text(&format!("[{section}]\nnonsense = 1\n")).unwrap_err();

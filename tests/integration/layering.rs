@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Modules from the bottom up; each may use those before it.
 const LAYERS: &[&[&str]] = &[
-    &["clock", "secret", "credentials"],
+    &["clock", "secret", "credentials", "hardening"],
     &["entry"],
     &["seal", "otp", "audit"],
     &["store"],

@@ -20,6 +20,7 @@ mod dns;
 mod docs;
 mod gate;
 mod guessing;
+mod hardening;
 mod harness;
 mod layering;
 mod log_lines;
