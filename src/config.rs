@@ -22,6 +22,7 @@ mod routes;
 mod store;
 mod throttle;
 mod tokens;
+pub mod warnings;
 
 /// Where a listener listens, or an upstream is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -23,7 +23,7 @@ pub mod ledger;
 mod log;
 pub mod open;
 mod payload;
-mod private_file;
+pub(crate) mod private_file;
 pub mod redis;
 pub mod rekey;
 pub mod sqlite;
@@ -257,15 +257,13 @@ pub struct Store {
     backend: Arc<dyn Backend>,
     sealer: Arc<Sealer>,
     metrics: Option<Arc<Metrics>>,
-    /// What opening it found worth a warning.
-    opening: Arc<[String]>,
 }
 
 impl Store {
     /// Joins a backend and a sealer.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, sealer: Sealer) -> Self {
-        Self { backend, sealer: Arc::new(sealer), metrics: None, opening: Arc::default() }
+        Self { backend, sealer: Arc::new(sealer), metrics: None }
     }
 
     /// Counts and times its operations there.
@@ -274,11 +272,9 @@ impl Store {
         Self { metrics: Some(metrics), ..self }
     }
 
-    /// What an operator should know about how the store is set up, as sentences for the log.
+    /// What an operator should know about how the server is set up, as sentences for the log.
     pub async fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.opening.to_vec();
-        warnings.extend(self.backend.warnings().await);
-        warnings
+        self.backend.warnings().await
     }
 
     /// `sqlite` or `redis`.

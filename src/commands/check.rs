@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::config::load::ConfigError;
+use crate::config::warnings::{Warning, warnings};
 use crate::metrics::Metrics;
 use crate::net::Certificate;
 use crate::proxy::Upstreams;
@@ -20,12 +21,16 @@ pub struct Form {
     /// Say nothing if all is well
     #[arg(long, short)]
     quiet: bool,
-    /// For machines: {"usable", "problems"}
+    /// Fail on unsafe settings too
+    #[arg(long)]
+    strict: bool,
+    /// For machines: {"usable", "problems", "warnings"}
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
 }
 
-/// Tells what is wrong with what was loaded, and what only opening its files shows.
+/// Tells what is wrong with what was loaded, what only opening its files shows, and which settings are
+/// unsafe; these fail only a strict check.
 ///
 /// # Errors
 /// All that cannot be used.
@@ -33,16 +38,23 @@ pub fn run(loaded: Result<Config, ConfigError>, form: Form) -> Result<ExitCode, 
     let config = match loaded {
         Ok(config) => config,
         Err(error) if form.json => {
-            return print_json(error.0.iter().map(ToString::to_string).collect());
+            return print_json(error.0.iter().map(ToString::to_string).collect(), &[], form);
         }
         Err(error) => return Err(error.into()),
     };
     let problems = problems(&config);
+    let warnings = warnings(&config);
     if form.json {
-        return print_json(problems);
+        return print_json(problems, &warnings, form);
+    }
+    for warning in &warnings {
+        eprintln!("otpgate: unsafe: {warning}");
     }
     if !problems.is_empty() {
         return Err(problems.join("\notpgate: ").into());
+    }
+    if form.strict && !warnings.is_empty() {
+        return Err("the configuration is usable, but unsafe".into());
     }
     if !form.quiet {
         super::print("the configuration is usable")?;
@@ -50,10 +62,17 @@ pub fn run(loaded: Result<Config, ConfigError>, form: Form) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json(problems: Vec<String>) -> Result<ExitCode, Failure> {
+fn print_json(
+    problems: Vec<String>,
+    warnings: &[Warning],
+    form: Form,
+) -> Result<ExitCode, Failure> {
     let usable = problems.is_empty();
-    super::print(&json!({ "usable": usable, "problems": problems }).to_string())?;
-    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let listed: Vec<_> = warnings.iter().map(|w| json!({ "key": w.key, "text": w.text })).collect();
+    let report = json!({ "usable": usable, "problems": problems, "warnings": listed });
+    super::print(&report.to_string())?;
+    let good = usable && !(form.strict && !warnings.is_empty());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What would keep `serve` from starting, addresses that cannot be bound aside.

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::api::Api;
 use crate::cli::Failure;
 use crate::clock::{Clock, SystemClock};
+use crate::config::warnings::{Warning, warnings};
 use crate::config::{Address, Config, ShutdownConfig};
 use crate::directory::Directory;
 use crate::directory::follower::Follower;
@@ -32,6 +33,9 @@ use crate::verifier::Verifier;
 /// What keeps it from starting.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
     crate::logging::init(&config.log);
+    for Warning { key, text } in warnings(&config) {
+        warn!(key, "unsafe setting: {text}");
+    }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.proxy.threads {
         runtime.worker_threads(threads);

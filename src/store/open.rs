@@ -75,9 +75,8 @@ impl Store {
             private_file::create(path, text.as_bytes())
                 .map_err(|cause| OpenError::File { path: path.to_owned(), cause })?;
         }
-        let mut warnings = Vec::new();
-        let sealer = sealer(config, &mut warnings)?;
-        Ok(Self { opening: warnings.into(), ..Self::new(backend(config)?, sealer) })
+        let sealer = sealer(config)?;
+        Ok(Self::new(backend(config)?, sealer))
     }
 
     /// Whether [`Self::open`] would succeed; makes no key.
@@ -90,7 +89,7 @@ impl Store {
             Some(path) => tempfile::tempfile_in(private_file::directory_of(path))
                 .map(drop)
                 .map_err(|cause| OpenError::File { path: path.to_owned(), cause })?,
-            None => drop(sealer(config, &mut Vec::new())?),
+            None => drop(sealer(config)?),
         }
         backend(config).map(drop)
     }
@@ -110,12 +109,9 @@ fn backend(config: &StoreConfig) -> Result<Arc<dyn Backend>, OpenError> {
     }
 }
 
-fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, OpenError> {
+fn sealer(config: &StoreConfig) -> Result<Sealer, OpenError> {
     let (path, old) = match &config.sealing {
-        Sealing::Off => {
-            warnings.push("entries are stored unsealed: who reads the store has all seeds".into());
-            return Ok(Sealer::off());
-        }
+        Sealing::Off => return Ok(Sealer::off()),
         Sealing::KeyFile { path, old, .. } => (path, old),
     };
     let files: Vec<&PathBuf> = std::iter::once(path).chain(old).collect();
@@ -127,11 +123,6 @@ fn sealer(config: &StoreConfig, warnings: &mut Vec<String>) -> Result<Sealer, Op
         let text = std::str::from_utf8(&key).map_err(|_| bad(SealError::BadKey))?;
         Sealer::new(text, &[]).map_err(bad)?;
         keys.push(Zeroizing::new(text.to_owned()));
-        // Not refused: Kubernetes mounts secrets with mode 0644 unless told otherwise.
-        if private_file::is_world_readable(path) {
-            let path = path.display();
-            warnings.push(format!("every user of this machine may read the sealing key {path}"));
-        }
     }
     let texts: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
     Sealer::new(texts[0], &texts[1..]).map_err(|cause| OpenError::Key { path: path.clone(), cause })
@@ -262,12 +253,11 @@ mod tests {
         assert!(!key.exists());
     }
 
-    #[tokio::test]
-    async fn bad_keys_are_named_and_public_ones_warned_about() {
+    #[test]
+    fn bad_keys_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let (good, bad) = (dir.path().join("good"), dir.path().join("bad"));
         fs::write(&good, &*Sealer::random_key()).unwrap();
-        fs::set_permissions(&good, fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(&bad, b"s3cr3t").unwrap();
         let with = |path: &Path, old: &[&Path]| {
             let old = old.iter().map(|path| path.to_path_buf()).collect();
@@ -278,8 +268,7 @@ mod tests {
             assert!(text.contains("/bad is not a sealing key"), "{text}");
             assert!(!text.contains("s3cr3t"), "{text}");
         }
-        let warnings = Store::open(&with(&good, &[])).unwrap().warnings().await;
-        assert!(warnings[0].contains("may read the sealing key"), "{warnings:?}");
+        assert!(Store::open(&with(&good, &[])).is_ok());
     }
 
     #[test]

@@ -33,13 +33,22 @@ pub(super) fn create(path: &Path, contents: &[u8]) -> io::Result<bool> {
 }
 
 /// The directory that a file is in.
-pub(super) fn directory_of(path: &Path) -> &Path {
+pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Whether others than owner and group may read the file.
-pub(super) fn is_world_readable(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+pub(crate) fn is_world_readable(path: &Path) -> bool {
+    has_mode(path, 0o004)
+}
+
+/// Whether others than owner and group may make files in the directory.
+pub(crate) fn is_world_writable(directory: &Path) -> bool {
+    has_mode(directory, 0o002)
+}
+
+fn has_mode(path: &Path, bit: u32) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & bit != 0)
 }
 
 #[cfg(test)]

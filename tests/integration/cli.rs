@@ -108,10 +108,59 @@ fn check_names_every_problem_and_exits_with_1() {
 #[test]
 fn check_is_content_with_the_shipped_configuration_and_with_none() {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/otpgate.toml");
-    for args in [vec!["check", "--config", shipped], vec!["check"]] {
+    for args in [vec!["check", "--strict", "--config", shipped], vec!["check", "--strict"]] {
         let output = run(&args);
-        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn check_names_unsafe_settings_and_serve_logs_the_same() {
+    let sandbox = Sandbox::new();
+    let settings = "[proxy]\nmode = 'report'\n[api]\nlisten = 'off'\n[store]\nsealing = 'off'\n";
+    let config = sandbox.write("unsafe.toml", settings);
+    let check = |more: &[&str]| {
+        let mut command = otpgate();
+        command.args(["check", "--store", &sandbox.store(), "--config"]).arg(&config).args(more);
+        command.output().unwrap()
+    };
+    let checked = check(&[]);
+    assert!(checked.status.success());
+    let named: Vec<_> = stderr(&checked)
+        .lines()
+        .map(|line| line.strip_prefix("otpgate: unsafe: ").unwrap().to_owned())
+        .collect();
+    let keys: Vec<_> = named.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(keys, ["proxy.mode", "store.url", "store.sealing"]);
+    assert_eq!(stderr(&check(&["--quiet"])), stderr(&checked));
+
+    let strict = check(&["--strict"]);
+    assert_eq!(strict.status.code(), Some(1));
+    assert!(stderr(&strict).ends_with("otpgate: the configuration is usable, but unsafe\n"));
+    let listed = |output| -> Vec<String> {
+        let report = json(&stdout(output));
+        assert_eq!((&report["usable"], &report["problems"]), (&Value::Bool(true), &json("[]")));
+        let text = |warning: &Value, field: &str| warning[field].as_str().unwrap().to_owned();
+        let warnings = report["warnings"].as_array().unwrap();
+        warnings.iter().map(|w| format!("{}: {}", text(w, "key"), text(w, "text"))).collect()
+    };
+    let machine = check(&["--json"]);
+    assert_eq!((machine.status.code(), listed(&machine)), (Some(0), named.clone()));
+    let machine = check(&["--json", "--strict"]);
+    assert_eq!((machine.status.code(), listed(&machine)), (Some(1), named.clone()));
+
+    let gate = sandbox.serve(settings);
+    let logged: Vec<String> = gate
+        .log_text()
+        .lines()
+        .map(json)
+        .filter(|line| line["level"] == "WARN")
+        .filter_map(|line| {
+            let text = line["message"].as_str()?.strip_prefix("unsafe setting: ")?.to_owned();
+            Some(format!("{}: {text}", line["key"].as_str()?))
+        })
+        .collect();
+    assert_eq!(logged, named);
 }
 
 #[test]
@@ -135,8 +184,11 @@ fn check_and_init_also_answer_machines() {
     let answer = json(&stdout(&output));
     assert_eq!(answer["usable"], false);
     assert!(answer["problems"][0].as_str().unwrap().starts_with("totp.digits: "), "{answer}");
-    let good = run(&["check", "--json", "--store", &sandbox.store()]);
-    assert_eq!(json(&stdout(&good)), serde_json::json!({ "usable": true, "problems": [] }));
+    let good = run(&["check", "--json"]);
+    assert_eq!(
+        json(&stdout(&good)),
+        serde_json::json!({ "usable": true, "problems": [], "warnings": [] })
+    );
 
     for created in [true, false] {
         let output = run(&["store", "init", "--json", "--store", &sandbox.store()]);
