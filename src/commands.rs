@@ -4,7 +4,9 @@ use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use crate::audit::Event;
 use crate::cli::Failure;
+use crate::entry::Entry;
 
 pub mod check;
 pub mod client;
@@ -24,6 +26,22 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|e| format!("cannot write the result: {e}").into())
+}
+
+/// Adds to the audit trail, if that is a file, that a user of this machine wrote to
+/// the store. Gates that follow the store note in their own trails what that changes for them.
+pub(crate) fn note_write(action: &'static str, subject: Option<&Entry>, entries: Option<usize>) {
+    let user = rustix::process::getuid().as_raw();
+    Event {
+        action,
+        outcome: "done",
+        caller: Some(format!("uid {user}")),
+        id: subject.map(|entry| entry.id),
+        subject: subject.map(|entry| &entry.principal),
+        entries,
+        ..Event::default()
+    }
+    .log();
 }
 
 /// Runs a short command's future on a runtime of its own.

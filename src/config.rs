@@ -391,15 +391,29 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where audit events go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AuditTo {
+    /// Among the other lines, in their form.
+    #[default]
+    Stderr,
+    /// Standard output, as JSON.
+    Stdout,
+    /// The end of a file, as JSON.
+    File(PathBuf),
+}
+
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// A level, or `tracing` directives such as `info,otpgate=debug`.
+    /// A level, or `tracing` directives such as `info,otpgate=debug`. Audit events do not depend on it.
     pub level: String,
     /// Text or JSON.
     pub format: LogFormat,
     /// Whether every request gets an access line.
     pub access: bool,
+    /// Where audit events go.
+    pub audit: AuditTo,
 }
 
 /// How the process stops.

@@ -1,18 +1,25 @@
-//! Log lines: `tracing` events and the `log` records of our dependencies, as text or JSON on stderr.
+//! Log lines: `tracing` events and the `log` records of our dependencies, as text or JSON on stderr; audit
+//! events there too, or apart.
 //!
 //! Dependencies that handle requests are held at INFO whatever the settings say: below it pingora and
 //! h2 log headers, tokens included. Some parts of pingora are silenced wholly: its HTTP app logs requests
 //! that it cannot parse, the others call clients that leave errors, or say again what the gate says.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterFn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{LogConfig, LogFormat};
+use crate::audit;
+use crate::config::{AuditTo, LogConfig, LogFormat};
+
+mod trail;
+
+use trail::Trail;
 
 /// The target of access lines: one a request.
 pub const ACCESS: &str = "otpgate::access";
@@ -33,20 +40,102 @@ const SILENT: &[&str] = &[
     "pingora_load_balancing",
 ];
 
+/// What must live as long as there is something to log; its end waits for the last audit events.
+#[must_use]
+pub struct Logging(Option<Trail>);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        if let Some(trail) = &self.0 {
+            trail.flush();
+        }
+    }
+}
+
 /// Starts logging. The first call of a process wins.
-pub fn init(config: &LogConfig) {
-    let access = config.access;
+///
+/// # Errors
+/// If audit events cannot go where the settings say.
+pub fn init(config: &LogConfig) -> io::Result<Logging> {
+    let trail = open_trail(&config.audit)?;
+    let (access, apart) = (config.access, trail.is_some());
     let level = EnvFilter::builder().parse_lossy(&config.level);
     let guard = FilterFn::new(move |metadata: &Metadata<'_>| {
-        is_safe(metadata.target(), *metadata.level()) && (access || metadata.target() != ACCESS)
+        is_safe(metadata.target(), *metadata.level())
+            && (access || metadata.target() != ACCESS)
+            && metadata.target() != audit::TARGET
     });
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Whatever the level.
+    let audit =
+        FilterFn::new(move |metadata: &Metadata<'_>| !apart && metadata.target() == audit::TARGET);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match config.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
     };
+    let lines = lines.with_filter(level.and(guard).or(audit));
     // Only tests start logging twice.
-    let _ = tracing_subscriber::registry().with(level).with(guard).with(lines).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(trail.clone().map(layer)).try_init();
+    Ok(Logging(trail))
+}
+
+/// Starts an audit trail that is a file, and logs nothing else: for commands, whose output is for whoever
+/// runs them.
+///
+/// # Errors
+/// If the file cannot be opened.
+pub fn init_file_trail(config: &LogConfig) -> io::Result<Logging> {
+    let trail = match &config.audit {
+        AuditTo::File(_) => open_trail(&config.audit)?,
+        AuditTo::Stderr | AuditTo::Stdout => None,
+    };
+    let _ = tracing_subscriber::registry().with(trail.clone().map(layer)).try_init();
+    Ok(Logging(trail))
+}
+
+/// Where audit events go, if not among the other lines.
+fn open_trail(audit: &AuditTo) -> io::Result<Option<Trail>> {
+    match audit {
+        AuditTo::Stderr => Ok(None),
+        AuditTo::Stdout => Trail::to_stdout().map(Some),
+        AuditTo::File(path) => {
+            Trail::to_file(path).map(Some).map_err(|error| unwritable(path, &error))
+        }
+    }
+}
+
+/// Whether [`init`] would succeed; makes no file.
+///
+/// # Errors
+/// As [`init`].
+pub fn check(config: &LogConfig) -> io::Result<()> {
+    match &config.audit {
+        AuditTo::File(path) => trail::check(path).map_err(|error| unwritable(path, &error)),
+        AuditTo::Stderr | AuditTo::Stdout => Ok(()),
+    }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> io::Error {
+    let text = format!("cannot write audit events to `{}`: {error}", path.display());
+    io::Error::new(error.kind(), text)
+}
+
+fn layer<S>(trail: Trail) -> impl Layer<S>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    let is_audit = |metadata: &Metadata<'_>| metadata.target() == audit::TARGET;
+    tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_ansi(false)
+        .with_writer(trail)
+        .with_filter(FilterFn::new(is_audit))
+}
+
+/// Lets failures to write audit events count.
+pub fn count_audit_failures(metrics: &crate::metrics::Metrics) {
+    trail::count_failures(&metrics.audit_write_failures);
 }
 
 /// Makes panics log where they happened and count, but not what they said: a message may quote data.

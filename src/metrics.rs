@@ -61,6 +61,8 @@ pub struct Metrics {
     previous_seeds: IntCounterVec,
     /// Panics caught; each is a bug.
     pub panics: IntCounter,
+    /// Audit events that went to standard error because they could not be written where they belong.
+    pub audit_write_failures: IntCounter,
 }
 
 impl Metrics {
@@ -175,6 +177,10 @@ impl Metrics {
                 "previous_seed_verifications_total",
                 "Accepted tokens that were made with a seed that is being rotated out, by realm.",
                 &["realm"],
+            ),
+            audit_write_failures: r.counter(
+                "audit_write_failures_total",
+                "Audit events that could not be written where they belong.",
             ),
             panics: r.counter("panics_total", "Panics caught; each is a bug worth a report."),
             registry: registry.clone(),

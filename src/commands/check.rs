@@ -83,6 +83,7 @@ fn problems(config: &Config) -> Vec<String> {
         problems.extend(Certificate::load(tls.clone()).err().map(|e| e.to_string()));
     }
     problems.extend(Store::check(&config.store).err().map(|e| e.to_string()));
+    problems.extend(crate::logging::check(&config.log).err().map(|e| e.to_string()));
     if !config.proxy.listen.is_empty() {
         let metrics = Arc::new(Metrics::new([]));
         problems.extend(Upstreams::new(&config.proxy, metrics).err().map(|e| e.to_string()));

@@ -22,6 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::load::{Flag, load};
 use crate::config::{Address, Config, Limits, Listen};
 use crate::entry::{Entry, Principal, Seed};
+use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::net::Listener;
 use crate::net::service::TowerApp;
@@ -124,6 +125,7 @@ impl Caller {
 }
 
 struct Demo {
+    _logging: Logging,
     /// Removed with everything in it at the end.
     folder: tempfile::TempDir,
     server: Server,
@@ -141,6 +143,7 @@ impl Demo {
         let folder = tempfile::Builder::new().prefix("otpgate-demo-").tempdir()?;
         let upstream = start_upstream()?;
         let config = settings(folder.path(), &upstream)?;
+        let logging = crate::logging::init(&config.log)?;
         let store = Store::open(&config.store)?;
         store.init().await?;
         let admin = Principal::parse("admin", config.realms.admin.as_str())?;
@@ -164,7 +167,7 @@ impl Demo {
         let alice = caller("alice", "shop").await?;
         let bob = caller("bob", "lab").await?;
         println!();
-        Ok(Self { server, gate, api, ops, admin, verifier, alice, bob, folder })
+        Ok(Self { server, gate, api, ops, admin, verifier, alice, bob, _logging: logging, folder })
     }
 
     /// Creates an entry through the API.
@@ -277,6 +280,7 @@ impl Demo {
             self.admin.principal.realm,
             quoted(&self.admin.seed_file),
         );
+        println!("cat {}\n", quoted(&self.folder.path().join("audit.json")));
         println!("Everything lies in {} until then.", self.folder.path().display());
     }
 }
@@ -310,10 +314,10 @@ fn settings(folder: &Path, upstream: &Address) -> Result<Config, Failure> {
         ("ops.listen", any_port),
         ("proxy.upstream", upstream.to_string()),
         ("store.url", format!("sqlite:{}", folder.join("otpgate.db").display())),
+        ("log.audit", format!("file:{}", folder.join("audit.json").display())),
     ]
     .map(|(key, value)| Flag { name: "demo", key, value });
     let config = load(Some(&file), [], &flags)?;
-    crate::logging::init(&config.log);
     Ok(config)
 }
 

@@ -14,6 +14,7 @@ use crate::cli::{Failure, Settings};
 use crate::client::printable;
 use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::entry::{Entry, EntryId, Name, Principal, PrincipalRef, Realm, Seed};
+use crate::logging::init_file_trail;
 use crate::store::Store;
 
 /// Entries written at once.
@@ -83,6 +84,7 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
     })?;
     let mut report = Report::default();
     let entries = usable(objects, SystemClock.now().unix, &mut report);
+    let _logging = init_file_trail(&config.log)?;
     let store = Store::open(&config.store)?;
     if !args.dry_run {
         store.init().await?;
@@ -91,6 +93,7 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
     if !args.dry_run {
         for batch in new.chunks(BATCH) {
             store.insert(batch).await?;
+            super::note_write("store_import", None, Some(batch.len()));
         }
     }
     report.imported = new.len();

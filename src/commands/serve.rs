@@ -11,17 +11,18 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::api::Api;
+use crate::audit::Event;
 use crate::cli::Failure;
 use crate::clock::{Clock, SystemClock};
 use crate::config::warnings::{Warning, warnings};
 use crate::config::{Address, Config, ShutdownConfig};
 use crate::directory::Directory;
-use crate::directory::follower::Follower;
+use crate::directory::follower::{Follower, watch_currency};
 use crate::metrics::Metrics;
 use crate::net::Listener;
 use crate::net::service::TowerApp;
 use crate::ops::Ops;
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy};
 use crate::proxy::{self, Upstreams};
 use crate::store::Store;
 use crate::throttle::Throttle;
@@ -32,7 +33,7 @@ use crate::verifier::Verifier;
 /// # Errors
 /// What keeps it from starting.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
-    crate::logging::init(&config.log);
+    let _logging = crate::logging::init(&config.log)?;
     for Warning { key, text } in warnings(&config) {
         warn!(key, "unsafe setting: {text}");
     }
@@ -44,7 +45,10 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     let outcome = runtime.block_on(async {
         let (mut term, mut int) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        // Nothing is refused where the whole gate only reports.
+        let reports = config.proxy.mode == Mode::Report;
         let server = Server::start(config, Arc::new(SystemClock)).await?;
+        note_gate("started", reports.then_some("report_mode"));
         tokio::select! {
             _ = term.recv() => info!("SIGTERM: draining"),
             _ = int.recv() => info!("SIGINT: draining"),
@@ -55,11 +59,17 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
             _ = term.recv() => warn!("a second signal: stopping at once"),
             _ = int.recv() => warn!("a second signal: stopping at once"),
         }
+        note_gate("stopped", None);
         Ok::<_, Failure>(ExitCode::SUCCESS)
     });
     // Store threads may be blocked in I/O; nothing acknowledged depends on them any more.
     runtime.shutdown_background();
     outcome
+}
+
+/// Adds to the audit trail that this gate has started or stopped.
+fn note_gate(outcome: &'static str, reason: Option<&'static str>) {
+    Event { action: "gate", outcome, reason, ..Event::default() }.log();
 }
 
 /// A running gate. Dropping it stops it at once.
@@ -93,6 +103,7 @@ impl Server {
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(known_realms(&config)));
         crate::logging::log_panics(metrics.clone());
+        crate::logging::count_audit_failures(&metrics);
         let [callers, api, ops] = bind(&config, &metrics)?;
         let addresses = [&callers, &api, &ops].map(Listener::addresses);
         let store = Store::open(&config.store)?.with_metrics(metrics.clone());
@@ -155,6 +166,8 @@ impl Server {
         back.spawn(warn_about(store.clone()));
         let (throttling, throttle_clock) = (throttle.clone(), clock.clone());
         back.spawn(async move { throttling.run(throttle_clock).await });
+        let watched = (directory.clone(), clock.clone());
+        back.spawn(async move { watch_currency(watched.0, watched.1).await });
         let follower = Follower::new(store, directory.clone(), clock.clone(), metrics);
         back.spawn(async move { follower.run().await });
 

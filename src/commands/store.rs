@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, import, print, rekey, token};
+use super::{block_on, import, note_write, print, rekey, token};
 use crate::cli::{Failure, Settings, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
+use crate::logging::init_file_trail;
 use crate::store::{Store, StoreError};
 
 /// Arguments of `otpgate store`.
@@ -69,8 +70,12 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn init(settings: Settings, as_json: bool) -> Result<ExitCode, Failure> {
-    let store = Store::open(&settings.load()?.store)?;
-    let created = store.init().await?;
+    let config = settings.load()?;
+    let _logging = init_file_trail(&config.log)?;
+    let created = Store::open(&config.store)?.init().await?;
+    if created {
+        note_write("store_init", None, None);
+    }
     print(&match (as_json, created) {
         (true, _) => json!({ "created": created }).to_string(),
         (false, true) => "the store is ready".to_owned(),
@@ -89,6 +94,7 @@ async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
         Some(path) => token::read_seed(path)?,
         None => Seed::random(),
     };
+    let _logging = init_file_trail(&config.log)?;
     let store = Store::open(&config.store)?;
     store.init().await?;
     let now = SystemClock.now().unix;
@@ -99,6 +105,7 @@ async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
         }
         other => other?,
     };
+    note_write("store_bootstrap", Some(&entry), None);
     let who = &entry.principal;
     print_once(&entry, args.json)
         .map_err(|e| format!("{e}; {who} was made, but nobody knows its seed"))?;

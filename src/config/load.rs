@@ -15,7 +15,8 @@ use super::store::read_store;
 use super::throttle::read_throttle;
 use super::tokens::{read_realms, read_rules};
 use super::{
-    Address, Config, Listen, LogConfig, LogFormat, ProcessConfig, ProxyConfig, ShutdownConfig,
+    Address, AuditTo, Config, Listen, LogConfig, LogFormat, ProcessConfig, ProxyConfig,
+    ShutdownConfig,
 };
 use crate::directory::RealmRules;
 
@@ -197,9 +198,19 @@ fn read_log(mut s: Section) -> LogConfig {
             .choice("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])
             .unwrap_or_default(),
         access: s.or("access", true),
+        audit: s.parse("audit", parse_audit).unwrap_or_default(),
     };
     s.finish();
     config
+}
+
+fn parse_audit(text: &str) -> Result<AuditTo, String> {
+    match (text, text.strip_prefix("file:")) {
+        ("stderr", _) => Ok(AuditTo::Stderr),
+        ("stdout", _) => Ok(AuditTo::Stdout),
+        (_, Some(path)) if !path.is_empty() => Ok(AuditTo::File(path.into())),
+        _ => Err(format!("`{text}` is none of `stderr`, `stdout`, `file:PATH`")),
+    }
 }
 
 fn read_shutdown(mut s: Section) -> ShutdownConfig {

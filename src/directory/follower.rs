@@ -6,13 +6,19 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::{Directory, Status};
+use crate::audit::Event;
 use crate::clock::Clock;
+use crate::entry::Principal;
 use crate::metrics::Metrics;
 use crate::store::{Feed, Position, Row, Step, Store, StoreError};
 
 /// Shortest and longest pause before the store is asked again after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// More changes that come at once, as of an import, are one audit event.
+const EVENTS_AT_ONCE: usize = 100;
+/// How often it is looked at whether entries are current.
+const CURRENCY_CHECK: Duration = Duration::from_millis(100);
 
 /// How far the directory has followed.
 struct Place {
@@ -111,10 +117,21 @@ impl Follower {
             Step::Current { as_of } => self.proven(at, as_of),
             Step::Changed { rows, position, as_of } => {
                 self.metrics.directory_changes.inc_by(rows.len() as u64);
+                let each = rows.len() <= EVENTS_AT_ONCE;
+                if !each {
+                    let entries = Some(rows.len());
+                    Event { action: "entries", outcome: "changed", entries, ..Event::default() }
+                        .log();
+                }
                 for (principal, row) in rows {
+                    let before = self.accepts(&principal);
                     match row {
                         Some(row) => self.apply(row),
                         None => self.directory.remove(&principal),
+                    }
+                    let after = self.accepts(&principal);
+                    if each && before != after {
+                        note_turn(&principal, after);
                     }
                 }
                 at.position = position;
@@ -143,6 +160,13 @@ impl Follower {
         self.directory.proven(version, as_of);
     }
 
+    /// Whether the right token of `who` is accepted, its end aside: that comes without a change.
+    fn accepts(&self, who: &Principal) -> bool {
+        let slots = self.directory.slots.pin();
+        let credential = slots.get(who).and_then(|slot| slot.credential.as_ref());
+        credential.is_some_and(|credential| credential.enabled)
+    }
+
     fn apply(&self, row: Row) {
         match self.store.unseal(&row) {
             Ok(entry) => self.directory.set(&entry),
@@ -163,6 +187,26 @@ impl Follower {
             error!(error = text, "cannot follow the store, trying again");
             self.directory.report(Status { loaded: status.loaded, trouble: Some(text) });
         }
+    }
+}
+
+/// Adds to the audit trail that from now on an entry's tokens are accepted here, or refused.
+fn note_turn(subject: &Principal, accepted: bool) {
+    let outcome = if accepted { "accepted" } else { "refused" };
+    Event { action: "entry", outcome, subject: Some(subject), ..Event::default() }.log();
+}
+
+/// Adds to the audit trail, for ever, when the gate stops answering because its entries are not known to
+/// be current, and when it answers again.
+pub async fn watch_currency(directory: Arc<Directory>, clock: Arc<dyn Clock>) -> ! {
+    let mut was_current = false;
+    loop {
+        let is_current = directory.is_current(clock.now());
+        if std::mem::replace(&mut was_current, is_current) != is_current {
+            let outcome = if is_current { "current" } else { "stale" };
+            Event { action: "directory", outcome, ..Event::default() }.log();
+        }
+        tokio::time::sleep(CURRENCY_CHECK).await;
     }
 }
 

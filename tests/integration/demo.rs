@@ -89,7 +89,13 @@ fn what_the_demo_prints_works_when_pasted() {
         stdout(&ran)
     });
     let answers: Vec<_> = answers.collect();
-    let starts = ["HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden", "HTTP/1.1 200 OK", "ID  REALM"];
+    let starts = [
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 403 Forbidden",
+        "HTTP/1.1 200 OK",
+        "ID  REALM",
+        "{\"timestamp\":",
+    ];
     assert_eq!(answers.len(), starts.len(), "{}", demo.shown);
     for (answer, start) in answers.iter().zip(starts) {
         assert!(answer.starts_with(start), "{start}: {answer}");

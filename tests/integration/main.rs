@@ -12,6 +12,7 @@ mod api_logs;
 mod api_schema;
 mod api_tls;
 mod api_wire;
+mod audit;
 mod cli;
 mod conformance;
 mod demo;
