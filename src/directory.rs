@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use papaya::Guard as _;
 use tokio::sync::watch;
 
 use crate::clock::{Moment, UnixTime};
@@ -225,7 +226,8 @@ impl Directory {
         matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
 
-    // What follows is for the follower, the only writer.
+    // What follows is for the follower, the only writer. It flushes each change: left to itself the map keeps
+    // replaced slots, with their seeds, until there are dozens to free at once.
 
     /// Starts a full load: entries not set from here on are dropped by [`Self::end_load`].
     fn begin_load(&self) {
@@ -234,7 +236,9 @@ impl Directory {
 
     fn end_load(&self) {
         let generation = self.generation.load(Ordering::Relaxed);
-        self.slots.pin().retain(|_, slot| slot.generation == generation);
+        let guard = self.slots.guard();
+        self.slots.retain(|_, slot| slot.generation == generation, &guard);
+        guard.flush();
     }
 
     /// Sets an entry.
@@ -266,11 +270,15 @@ impl Directory {
 
     fn put(&self, principal: Principal, credential: Option<Credential>) {
         let generation = self.generation.load(Ordering::Relaxed);
-        self.slots.pin().insert(principal, Slot { credential, generation });
+        let guard = self.slots.guard();
+        self.slots.insert(principal, Slot { credential, generation }, &guard);
+        guard.flush();
     }
 
     fn remove(&self, principal: &Principal) {
-        self.slots.pin().remove(principal);
+        let guard = self.slots.guard();
+        self.slots.remove(principal, &guard);
+        guard.flush();
     }
 
     /// Everything up to `version` is in force, and was current at `as_of`.

@@ -4,17 +4,17 @@
 //! comes twice makes the request ambiguous and is refused. No message quotes the body: it holds
 //! tokens.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::error::ApiError;
 use super::value::Value;
@@ -140,7 +140,7 @@ async fn read_in_time(
         return Ok(Fields::default());
     }
     // Chunked: without a first part there is no body, and its type does not count.
-    let mut read = BytesMut::new();
+    let mut read = Zeroizing::new(Vec::new());
     let kind = match kind_of(headers) {
         Err(refusal) if declared.is_some() => return Err(refusal),
         kind => kind,
@@ -158,7 +158,7 @@ async fn read_in_time(
         let beyond = (read.len() + part.len()).saturating_sub(SMALL_BYTES.max(read.len()));
         let beyond = u32::try_from(beyond).map_err(|_| ApiError::TooLarge)?;
         share.merge(BUDGET.try_acquire_many(beyond).map_err(|_| ApiError::Busy)?);
-        read.extend_from_slice(&part);
+        append(&mut read, part);
         if let (Err(_), false) = (&kind, read.is_empty()) {
             break;
         }
@@ -167,9 +167,25 @@ async fn read_in_time(
         return Ok(Fields::default());
     }
     match kind? {
-        Kind::Json(charset) => json::parse(&decode(&read, charset)?),
+        Kind::Json(Charset::Utf8) => json::parse(utf8(&read)?),
+        Kind::Json(Charset::Utf16) => json::parse(&utf16(&read)?),
         Kind::Form => read_form(&read),
-        Kind::Multipart(boundary) => read_multipart(read.freeze(), boundary).await,
+        Kind::Multipart(boundary) => read_multipart(Bytes::from_owner(read), boundary).await,
+    }
+}
+
+/// Adds a part to what was read, and leaves no copy of either behind.
+fn append(read: &mut Zeroizing<Vec<u8>>, part: Bytes) {
+    if read.capacity() < read.len() + part.len() {
+        let room = (read.len() + part.len()).max(2 * read.capacity());
+        let mut larger = Zeroizing::new(Vec::with_capacity(room));
+        larger.extend_from_slice(read);
+        *read = larger;
+    }
+    read.extend_from_slice(&part);
+    // Unless others hold it too, such as HTTP/2's buffer.
+    if let Ok(mut part) = part.try_into_mut() {
+        part.as_mut().zeroize();
     }
 }
 
@@ -228,27 +244,33 @@ fn charset_of(content_type: &str) -> &str {
         .map_or("", |(_, value)| value.trim().trim_matches('"'))
 }
 
-fn decode(bytes: &[u8], charset: Charset) -> Result<Cow<'_, str>, ApiError> {
-    let bad = || ApiError::Malformed("JSON parse error - the text is wrongly encoded".into());
-    match charset {
-        Charset::Utf8 => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| bad()),
-        Charset::Utf16 => {
-            let (big, bytes) = match bytes {
-                [0xfe, 0xff, rest @ ..] => (true, rest),
-                [0xff, 0xfe, rest @ ..] => (false, rest),
-                rest => (false, rest),
-            };
-            if bytes.len() % 2 == 1 {
-                return Err(bad());
-            }
-            let units = bytes.chunks_exact(2).map(|pair| {
-                let pair = [pair[0], pair[1]];
-                if big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
-            });
-            let text: Result<String, _> = char::decode_utf16(units).collect();
-            text.map(Cow::Owned).map_err(|_| bad())
-        }
+fn badly_encoded() -> ApiError {
+    ApiError::Malformed("JSON parse error - the text is wrongly encoded".into())
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, ApiError> {
+    std::str::from_utf8(bytes).map_err(|_| badly_encoded())
+}
+
+fn utf16(bytes: &[u8]) -> Result<Zeroizing<String>, ApiError> {
+    let (big, bytes) = match bytes {
+        [0xfe, 0xff, rest @ ..] => (true, rest),
+        [0xff, 0xfe, rest @ ..] => (false, rest),
+        rest => (false, rest),
+    };
+    if bytes.len() % 2 == 1 {
+        return Err(badly_encoded());
     }
+    let units = bytes.chunks_exact(2).map(|pair| {
+        let pair = [pair[0], pair[1]];
+        if big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+    });
+    // Room for all of it: two bytes become at most three.
+    let mut text = Zeroizing::new(String::with_capacity(bytes.len() / 2 * 3));
+    for unit in char::decode_utf16(units) {
+        text.push(unit.map_err(|_| badly_encoded())?);
+    }
+    Ok(text)
 }
 
 fn read_form(bytes: &[u8]) -> Result<Fields, ApiError> {
@@ -308,8 +330,8 @@ mod tests {
             (b"{\0}", None),
             (b"\0\xd8", None),
         ] {
-            assert_eq!(decode(bytes, Charset::Utf16).ok().as_deref(), text, "{bytes:?}");
+            assert_eq!(utf16(bytes).ok().as_ref().map(|t| t.as_str()), text, "{bytes:?}");
         }
-        assert!(decode(b"\xff", Charset::Utf8).is_err());
+        assert!(utf8(b"\xff").is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! Values of fields, and the checks of Django REST framework's text fields with their messages.
 
-/// A value as a request gives it. Cannot print itself: it may be a token.
+use zeroize::Zeroizing;
+
+/// A value as a request gives it. Cannot print itself, and wipes itself: it may be a token.
 #[derive(Clone, PartialEq)]
 pub(super) enum Value {
     /// JSON null.
@@ -8,11 +10,11 @@ pub(super) enum Value {
     /// A JSON boolean.
     Bool(bool),
     /// A JSON number as text.
-    Number(String),
+    Number(Zeroizing<String>),
     /// A text.
     Text {
         /// Its characters; lone surrogates are replaced.
-        text: String,
+        text: Zeroizing<String>,
         /// The first lone surrogate, if any: JSON can escape one, Unicode text cannot hold it.
         surrogate: Option<u16>,
     },
@@ -29,7 +31,7 @@ impl std::fmt::Debug for Value {
 impl Value {
     /// A plain text.
     pub(super) fn text(text: String) -> Self {
-        Self::Text { text, surrogate: None }
+        Self::Text { text: text.into(), surrogate: None }
     }
 
     /// Whether it is a text of nothing.
@@ -65,8 +67,8 @@ pub(super) fn check_text(value: Option<&Value>, rules: TextRules) -> Result<&str
         None => return one("This field is required."),
         Some(Value::Null) => return one("This field may not be null."),
         Some(Value::Bool(_) | Value::Other) => return one("Not a valid string."),
-        Some(Value::Number(text)) => (text, None),
-        Some(Value::Text { text, surrogate }) => (text, *surrogate),
+        Some(Value::Number(text)) => (text.as_str(), None),
+        Some(Value::Text { text, surrogate }) => (text.as_str(), *surrogate),
     };
     let text = text.trim();
     if text.is_empty() {
@@ -146,14 +148,15 @@ mod tests {
     #[test]
     fn texts_are_trimmed_and_every_fault_is_told() {
         assert_eq!(check_text(Some(&text(" \tü\n")), LABEL), Ok("ü"));
-        assert_eq!(check_text(Some(&Value::Number("42".into())), LABEL), Ok("42"));
+        assert_eq!(check_text(Some(&Value::Number("42".to_owned().into())), LABEL), Ok("42"));
         assert_eq!(check_text(Some(&text(&"ü".repeat(128))), LABEL).map(str::len), Ok(256));
         assert_eq!(messages(None), ["This field is required."]);
         assert_eq!(messages(Some(Value::Null)), ["This field may not be null."]);
         assert_eq!(messages(Some(text(" "))), ["This field may not be blank."]);
         assert_eq!(messages(Some(Value::Bool(true))), ["Not a valid string."]);
         assert_eq!(messages(Some(Value::Other)), ["Not a valid string."]);
-        let all = Value::Text { text: "\0".to_owned() + &"x".repeat(128), surrogate: Some(0xd800) };
+        let text = "\0".to_owned() + &"x".repeat(128);
+        let all = Value::Text { text: text.into(), surrogate: Some(0xd800) };
         assert_eq!(
             messages(Some(all)),
             [
@@ -166,9 +169,9 @@ mod tests {
 
     #[test]
     fn integers_have_bounds() {
-        assert_eq!(check_integer(&Value::Number("8".into()), 6, 8), Ok(8));
+        assert_eq!(check_integer(&Value::Number("8".to_owned().into()), 6, 8), Ok(8));
         assert_eq!(check_integer(&text("6"), 6, 8), Ok(6));
-        assert_eq!(check_integer(&Value::Number("7.0".into()), 6, 8), Ok(7));
+        assert_eq!(check_integer(&Value::Number("7.0".to_owned().into()), 6, 8), Ok(7));
         for (value, message) in [
             (text("9"), "Ensure this value is less than or equal to 8."),
             (text("-1"), "Ensure this value is greater than or equal to 6."),

@@ -71,7 +71,8 @@ fn print_json(
     let listed: Vec<_> = warnings.iter().map(|w| json!({ "key": w.key, "text": w.text })).collect();
     let report = json!({ "usable": usable, "problems": problems, "warnings": listed });
     super::print(&report.to_string())?;
-    let good = usable && !(form.strict && !warnings.is_empty());
+    let safe_enough = warnings.is_empty() || !form.strict;
+    let good = usable && safe_enough;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
 use super::headers::read_headers;
 use super::listeners::{read_api, read_ops, read_proxy};
@@ -80,7 +81,7 @@ pub fn load(
     }
     for flag in flags {
         let path = flag.key.split('.').map(str::to_owned).collect();
-        let origin = Origin { name: flag.name.to_owned(), raw: flag.value.clone() };
+        let origin = Origin { name: flag.name.to_owned(), raw: flag.value.clone().into() };
         sources.set(path, Value::String(flag.value.clone()), origin);
     }
     let mut root = Section::root(sources.table, sources.origins, sources.problems);
@@ -92,6 +93,7 @@ pub fn load(
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
         .map_err(|e| ConfigError::one(&name, format!("cannot read the file: {e}")))?;
     text.parse::<Table>().map_err(|e| {
         // The parser's full message quotes the line, which may hold a secret.
@@ -123,7 +125,7 @@ impl Sources {
             return self.problems.push(Problem { key: name, message });
         }
         match value.into_string() {
-            Ok(raw) => self.set(path, typed(&raw), Origin { name, raw }),
+            Ok(raw) => self.set(path, typed(&raw), Origin { name, raw: raw.into() }),
             Err(_) => self.problems.push(Problem { key: name, message: "is not UTF-8".into() }),
         }
     }
@@ -149,7 +151,10 @@ impl Sources {
 /// A variable's text as the TOML value that it looks like: a list, table, number or boolean; else a
 /// string, quotes included.
 fn typed(text: &str) -> Value {
-    let parsed = format!("v = {text}").parse::<Table>().ok().filter(|table| table.len() == 1);
+    let parsed = Zeroizing::new(format!("v = {text}"))
+        .parse::<Table>()
+        .ok()
+        .filter(|table| table.len() == 1);
     parsed
         .and_then(|mut table| table.remove("v"))
         .filter(|value| !value.is_datetime() && !value.is_str())

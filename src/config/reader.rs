@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
 /// Shorter ones keep the machine busy with nothing; much longer ones overflow clocks.
 const DURATIONS: RangeInclusive<Duration> =
@@ -37,7 +38,7 @@ pub(super) struct Origin {
     /// A flag or an environment variable.
     pub(super) name: String,
     /// What was written there.
-    pub(super) raw: String,
+    pub(super) raw: Zeroizing<String>,
 }
 
 struct Shared {
@@ -265,7 +266,7 @@ impl Section {
         }
         let text = match path {
             None => direct?,
-            Some(path) => match std::fs::read_to_string(&path) {
+            Some(path) => match std::fs::read_to_string(&path).map(Zeroizing::new) {
                 Ok(text) => text.trim_end_matches(['\n', '\r']).to_owned(),
                 Err(error) => {
                     self.problem(
@@ -350,7 +351,7 @@ impl Section {
 
     fn raw_text(&self, key: &str) -> Option<Value> {
         let origin = self.shared.origins.get(&self.path_of(key))?;
-        Some(Value::String(origin.raw.clone()))
+        Some(Value::String(origin.raw.to_string()))
     }
 }
 

@@ -30,6 +30,7 @@ mod net_paces;
 mod net_sources;
 mod net_tls;
 mod one_time;
+mod memory;
 mod ops;
 mod peers;
 mod proxy_auth;
