@@ -236,6 +236,7 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let json = args.server.json;
+    warn_of_arguments(&args);
     let client = connect(args.server, &environment, clock.clone())?;
     let text = match args.command {
         ClientCommand::Create { name, realm, fields } => {
@@ -291,6 +292,19 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
     };
     super::print(text.trim_end_matches('\n')).map_err(|e| CommandError::Output(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Arguments cannot be hidden from other users once the program runs.
+fn warn_of_arguments(args: &ClientArgs) {
+    let verified = match &args.command {
+        ClientCommand::Verify { seed, .. } => seed.as_ref().map(|_| "--seed"),
+        _ => None,
+    };
+    for flag in args.server.auth_seed.as_ref().map(|_| "--auth-seed").into_iter().chain(verified) {
+        eprintln!(
+            "otpgate: a seed in `{flag}` shows in the list of processes: better `{flag}-file` or a variable"
+        );
+    }
 }
 
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -5,6 +5,7 @@
 #[macro_use]
 mod store_rig;
 
+mod alike;
 mod api;
 mod api_client;
 mod api_harness;
@@ -24,6 +25,7 @@ mod guessing;
 mod hardening;
 mod harness;
 mod layering;
+mod leaks;
 mod log_lines;
 mod net_floods;
 mod net_paces;
