@@ -150,7 +150,9 @@ async fn the_readme_lines_work_when_pasted() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    for document in ["README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/conformance.md"] {
+    for document in
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/operations.md", "docs/conformance.md"]
+    {
         for link in read(document).split("](").skip(1) {
             let target = link.split([')', '#']).next().unwrap();
             if !target.is_empty() && !target.contains("://") {
