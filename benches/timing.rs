@@ -86,6 +86,7 @@ impl Gate {
             .env("OTPGATE_STORE__URL", format!("sqlite:{}", database.display()))
             .env("OTPGATE_STORE__SEALING", "off")
             .env("OTPGATE_LOG__ACCESS", "false")
+            .env("OTPGATE_THROTTLE__ENABLED", "false")
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");

@@ -178,10 +178,20 @@ fn read(root: &mut Section) -> Config {
     let process = read_process(root.section("process"));
     let routes = read_routes(root, &mut upstreams);
     let proxy = ProxyConfig { upstreams, ..proxy };
-    let config =
-        Config {
-            proxy, api, ops, store, rules, realms, headers, throttle, log, shutdown, process, routes,
-        };
+    let config = Config {
+        proxy,
+        api,
+        ops,
+        store,
+        rules,
+        realms,
+        headers,
+        throttle,
+        log,
+        shutdown,
+        process,
+        routes,
+    };
     check_addresses(root, &config);
     config
 }

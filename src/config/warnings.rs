@@ -9,7 +9,8 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::{Address, ApiConfig, Config, Listen, Sealing, StoreConfig};
 use crate::directory::RealmRules;
-use crate::policy::{Access, Mode};
+use crate::otp::Reuse;
+use crate::policy::{Access, Grant, Mode, Route};
 use crate::store::private_file::{directory_of, is_world_readable, is_world_writable};
 use crate::store::url::{RedisUrl, StoreUrl, Topology};
 
@@ -66,6 +67,11 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
     for (name, rules) in realms.into_iter().filter(|(_, rules)| rules.skew_steps != default) {
         skew(&mut found, &format!("realms.{name}"), rules);
     }
+    found.add_if(
+        !config.throttle.enabled,
+        "throttle.enabled",
+        "wrong tokens cost nothing: who may try often enough guesses a right one",
+    );
     log(&mut found, config);
     found.add_if(
         config.process.core_dumps,
@@ -92,10 +98,30 @@ fn proxy(found: &mut Found, config: &Config) {
                 "a public route covers every path that no other route names: nobody is asked there";
             found.add(format!("route[{i}].public"), text);
         }
+        let looser =
+            |here: Reuse| realms_of(route, config).any(|realm| here.is_looser_than(realm.reuse));
+        if route.reuse.is_some_and(looser) {
+            let text = "a token may be used more often here than its realm says";
+            found.add(format!("route[{i}].reuse"), text);
+        }
         if route.mode == Some(Mode::Report) {
             found.add(format!("route[{i}].mode"), report);
         }
     }
+}
+
+/// The rules of all realms whose principals a route may let pass.
+fn realms_of<'a>(route: &'a Route, config: &'a Config) -> impl Iterator<Item = &'a RealmRules> {
+    let grants = match &route.access {
+        Access::Public => &[],
+        Access::Allow(grants) => grants.as_slice(),
+    };
+    let all = || config.rules.realms.values().chain([&config.rules.default]).collect::<Vec<_>>();
+    grants.iter().flat_map(move |grant| match grant {
+        Grant::Anybody => all(),
+        Grant::Realm(realm) => vec![config.rules.of(realm.as_str())],
+        Grant::Principal(who) => vec![config.rules.of(who.realm.as_str())],
+    })
 }
 
 fn api(found: &mut Found, api: &ApiConfig) {
@@ -277,6 +303,20 @@ mod tests {
             ("[log]\nlevel = 'debug'\n", &["log.level"]),
             ("[log]\nlevel = 'warn,otpgate=trace'\n", &["log.level"]),
             ("[log]\nlevel = 'warn'\n", &[]),
+            ("[throttle]\nenabled = false\n", &["throttle.enabled"]),
+            (
+                "[totp]\nreuse = 'once'\n[[route]]\npath = '/'\nallow = '*'\nreuse = 'window'\n",
+                &["route[0].reuse"],
+            ),
+            (
+                "[realms.a]\nreuse = 'once'\n[[route]]\npath = '/'\nallow = 'a'\nreuse = { budget = 2 }\n",
+                &["route[0].reuse"],
+            ),
+            (
+                "[realms.a]\nreuse = 'once'\n[[route]]\npath = '/'\nallow = 'x@b'\nreuse = 'window'\n",
+                &[],
+            ),
+            ("[[route]]\npath = '/'\nallow = '*'\nreuse = 'once'\n", &[]),
             ("[process]\ncore_dumps = true\n", &["process.core_dumps"]),
             ("[store]\nsealing = 'off'\n", &["store.sealing"]),
             ("[store]\nurl = 'sqlite:/var/tmp/o.db'\n", &["store.url", "store.url"]),
@@ -297,7 +337,8 @@ mod tests {
         let mut config =
             config("[api]\nlisten = '0.0.0.0:1'\nallowed_hosts = 'a'\nreveal_seeds = false\n");
         assert_eq!(warnings(&config).len(), 1);
-        config.api.listen[0].tls = Some(TlsFiles { cert_file: "a".into(), key_file: "b".into() });
+        config.api.listen[0].tls =
+            Some(TlsFiles { cert_file: "a".into(), key_file: "b".into() }.into());
         assert_eq!(warnings(&config), []);
     }
 

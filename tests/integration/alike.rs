@@ -55,7 +55,7 @@ fn claims() -> Vec<(&'static str, &'static str, &'static str, String)> {
 
 async fn gate(sandbox: &Sandbox) -> Gate {
     assert_eq!(sandbox.import(&[(5, "expired", "lab", BOB)]), [""; 0]);
-    let gate = sandbox.serve("").ready().await;
+    let gate = sandbox.serve("[throttle]\nenabled = false\n").ready().await;
     change(&gate, 4, json!({"enabled": false})).await;
     change(&gate, 5, json!({"expires_at": "2001-01-01T00:00:00Z"})).await;
     gate

@@ -180,7 +180,7 @@ async fn a_gate_tells_no_secret_at_any_level() {
     let echo = Echo::start().await;
     let audit = sandbox.path("audit.json");
     let settings = format!(
-        "[proxy]\nupstream = '{}'\nh2c = true\n[totp]\ndigits = 8\n[log]\nlevel = 'trace'\naudit = 'file:{}'\n",
+        "[proxy]\nupstream = '{}'\nh2c = true\n[totp]\ndigits = 8\n[log]\nlevel = 'trace'\naudit = 'file:{}'\n[throttle]\nenabled = false\n",
         echo.address,
         audit.display()
     );
