@@ -97,7 +97,9 @@ async fn the_commands_do_what_the_calls_do() {
         ("OTPGATE_AUTH_SEED", AUTH.2),
     ];
     let verify = ["verify", "--name", "svc", "--realm", "users", "--seed", seed];
-    assert_eq!(command(&gate, &as_auth, &verify).await, (Some(0), "OK\n".to_owned()));
+    let warned = "OK\notpgate: a seed in `--seed` shows in the list of processes: better `--seed-file` \
+                  or a variable\n";
+    assert_eq!(command(&gate, &as_auth, &verify).await, (Some(0), warned.to_owned()));
     let (code, refused) = run(&verify).await;
     assert_eq!(code, Some(1));
     assert!(refused.contains("403") && refused.contains(FORBIDDEN), "{refused}");
