@@ -31,17 +31,21 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// Adds to the audit trail, if that is a file, that a user of this machine wrote to
 /// the store. Gates that follow the store note in their own trails what that changes for them.
 pub(crate) fn note_write(action: &'static str, subject: Option<&Entry>, entries: Option<usize>) {
-    let user = rustix::process::getuid().as_raw();
     Event {
         action,
         outcome: "done",
-        caller: Some(format!("uid {user}")),
+        caller: Some(this_user()),
         id: subject.map(|entry| entry.id),
         subject: subject.map(|entry| &entry.principal),
         entries,
         ..Event::default()
     }
     .log();
+}
+
+/// Who runs this command, for audit events.
+pub(crate) fn this_user() -> String {
+    format!("uid {}", rustix::process::getuid().as_raw())
 }
 
 /// Runs a short command's future on a runtime of its own.

@@ -41,7 +41,7 @@ pub async fn run(args: RekeyArgs) -> Result<ExitCode, Failure> {
     let Sealing::KeyFile { old, .. } = &config.store.sealing else {
         return Err("`store.sealing` is off: there is no key to seal entries with".into());
     };
-    logging::init(&config.log);
+    let _logging = logging::init(&config.log)?;
     let store = Store::open(&config.store)?;
     let mut told = 0;
     let progress = |seen: u64| {
@@ -66,7 +66,8 @@ fn audit(report: &Rekeyed) {
         _ => ("incomplete", Some("unopened_entries")),
     };
     let entries = usize::try_from(report.rekeyed).ok();
-    Event { action: "rekey", outcome, reason, entries, ..Event::default() }.log();
+    let caller = Some(super::this_user());
+    Event { action: "store_rekey", outcome, reason, caller, entries, ..Event::default() }.log();
 }
 
 fn json_of(report: &Rekeyed, old: &[PathBuf]) -> String {

@@ -113,7 +113,7 @@ async fn only_the_seal_changes_and_only_once(rig: Rig) {
     );
     let audit = stderr(&output);
     assert_eq!(audit.matches("otpgate::audit").count(), 1, "{audit}");
-    for part in ["action=\"rekey\"", "outcome=\"done\"", "entries=0"] {
+    for part in ["action=\"store_rekey\"", "outcome=\"done\"", "entries=0"] {
         assert!(audit.contains(part), "{part} in {audit}");
     }
 }
