@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::directory::TokenRules;
 use crate::entry::Realm;
-use crate::policy::{Mode, Route};
+use crate::policy::{Mode, Route, SimilarPaths};
 use crate::store::Quota;
 
 mod headers;
@@ -239,6 +239,8 @@ pub struct ProxyConfig {
     pub upstreams: Vec<Upstream>,
     /// For routes without their own.
     pub mode: Mode,
+    /// What happens to paths that some servers take for a route's.
+    pub similar_paths: SimilarPaths,
     /// Peers whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are kept.
     pub trusted_proxies: Vec<IpNet>,
     /// Bounds towards callers.

@@ -7,9 +7,10 @@ use crate::otp::Reuse;
 
 pub mod host;
 pub mod path;
+pub mod raw;
 
 pub use host::Authority;
-pub use path::{NormalPath, PathError};
+pub use path::{NormalPath, PathError, RawPath, RequestPath};
 
 /// What happens to requests that should be refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,18 @@ pub enum Grant {
 }
 
 impl Grant {
+    /// Whether it covers everybody whom `other` covers.
+    fn includes(&self, other: &Self) -> bool {
+        match other {
+            Self::Anybody => *self == Self::Anybody,
+            Self::Realm(realm) => match self {
+                Self::Realm(own) => own == realm,
+                _ => *self == Self::Anybody,
+            },
+            Self::Principal(who) => self.covers(who),
+        }
+    }
+
     fn covers(&self, who: &Principal) -> bool {
         match self {
             Self::Anybody => true,
@@ -51,6 +64,17 @@ pub enum Access {
     Allow(Vec<Grant>),
 }
 
+/// What happens to a path that differs from a route's only in what some servers do not look at: the case
+/// of letters, dots and spaces at the end of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SimilarPaths {
+    /// It is refused if that route is stricter than the one that governs it.
+    #[default]
+    Refuse,
+    /// The upstream tells them apart, so it is another path.
+    Distinct,
+}
+
 /// Time-outs of a route that differ from the proxy's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteTimeouts {
@@ -61,7 +85,7 @@ pub struct RouteTimeouts {
 }
 
 /// One `[[route]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Decoded path prefix without trailing slash; empty for `/`.
     pub prefix: String,
@@ -69,6 +93,8 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Hosts that it covers, as [`Authority::host`] spells them; empty: all.
     pub hosts: Vec<String>,
+    /// Whether paths below it are forwarded as they come; see [`Policy::raw_conflict`].
+    pub raw_path: bool,
     /// What it asks for.
     pub access: Access,
     /// `None`: the proxy's.
@@ -89,6 +115,7 @@ impl Route {
             prefix: path.trim_end_matches('/').to_owned(),
             methods: Vec::new(),
             hosts: Vec::new(),
+            raw_path: false,
             access,
             mode: None,
             upstream: None,
@@ -112,9 +139,23 @@ impl Route {
         self.access == Access::Public
     }
 
+    /// Whether it lets nobody pass whom `other` refuses.
+    fn is_as_strict_as(&self, other: &Self) -> bool {
+        let no_laxer = self.mode == other.mode
+            || self.mode == Some(Mode::Enforce)
+            || other.mode == Some(Mode::Report);
+        let access = match (&self.access, &other.access) {
+            (_, Access::Public) => true,
+            (Access::Public, Access::Allow(_)) => false,
+            (Access::Allow(own), Access::Allow(others)) => {
+                own.iter().all(|grant| others.iter().any(|other| other.includes(grant)))
+            }
+        };
+        no_laxer && access
+    }
+
     fn governs_path(&self, path: &str) -> bool {
-        path.strip_prefix(self.prefix.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        is_below(path, &self.prefix)
     }
 
     fn governs_host(&self, host: &str) -> bool {
@@ -131,6 +172,11 @@ impl Route {
     }
 }
 
+/// Whether `path` is `prefix`, which ends in no slash, or below it.
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Which route governs a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Governing<'a> {
@@ -138,7 +184,7 @@ pub enum Governing<'a> {
     Route(&'a Route),
     /// None of the configured ones: refused.
     Nothing,
-    /// Two different ones, depending on how the upstream reads the path's `;parameters`: refused.
+    /// Two different ones, depending on how the upstream reads the path: refused.
     Ambiguous,
 }
 
@@ -147,6 +193,9 @@ pub enum Governing<'a> {
 pub struct Policy {
     /// Most specific first.
     routes: Vec<Route>,
+    /// The prefix of each route, as [`path::fold`] leaves it.
+    folded: Vec<String>,
+    similar: SimilarPaths,
 }
 
 impl Policy {
@@ -158,20 +207,59 @@ impl Policy {
             routes.push(Route::new("/", Access::Allow(vec![Grant::Anybody])));
         }
         routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
-        Self { routes }
+        let folded = routes.iter().map(|route| path::fold(&route.prefix)).collect();
+        Self { routes, folded, similar: SimilarPaths::default() }
     }
 
-    /// The route that governs a request. `host` is spelled as [`Authority::host`] does.
+    /// The same, with what happens to paths that are similar to a route's.
     #[must_use]
-    pub fn govern(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
+    pub fn with_similar_paths(self, similar: SimilarPaths) -> Self {
+        Self { similar, ..self }
+    }
+
+    /// Reads the path of a request target, without its query: as it came, if its very bytes lie below a
+    /// raw route, otherwise normalised. `host` is spelled as [`Authority::host`] does.
+    ///
+    /// # Errors
+    /// Why it cannot be taken.
+    pub fn read(&self, method: &str, host: &str, raw: &str) -> Result<RequestPath, PathError> {
+        if self.find(method, host, raw).is_some_and(|route| route.raw_path) {
+            return RawPath::parse(raw).map(RequestPath::Raw);
+        }
+        NormalPath::parse(raw).map(RequestPath::Normal)
+    }
+
+    /// The route that governs a request. `host` is spelled as [`Authority::host`] does, `path` is what
+    /// [`Self::read`] made of the request's.
+    #[must_use]
+    pub fn govern(&self, method: &str, host: &str, path: &RequestPath) -> Governing<'_> {
+        match path {
+            RequestPath::Raw(_) => {
+                let found = self.find(method, host, path.forwarded());
+                found.map_or(Governing::Nothing, Governing::Route)
+            }
+            RequestPath::Normal(path) => self.govern_normal(method, host, path),
+        }
+    }
+
+    fn govern_normal(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
         let found = self.find(method, host, path.decoded());
-        let Some(bare) = path.without_parameters() else {
-            return found.map_or(Governing::Nothing, Governing::Route);
-        };
-        match (found, self.find(method, host, &bare)) {
-            (Some(a), Some(b)) if std::ptr::eq(a, b) => Governing::Route(a),
-            (None, None) => Governing::Nothing,
-            _ => Governing::Ambiguous,
+        if let Some(bare) = path.without_parameters() {
+            let same = match (found, self.find(method, host, &bare)) {
+                (Some(a), Some(b)) => std::ptr::eq(a, b),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                return Governing::Ambiguous;
+            }
+        }
+        match found {
+            None => Governing::Nothing,
+            // Only another spelling of its path: as it came, the path is not the raw route's.
+            Some(route) if route.raw_path => Governing::Ambiguous,
+            Some(route) if self.may_be_stricter(method, host, path, route) => Governing::Ambiguous,
+            Some(route) => Governing::Route(route),
         }
     }
 
@@ -182,6 +270,23 @@ impl Policy {
             self.routes.iter().filter(|r| r.governs_host(host) && r.governs_path(path)).peekable();
         let scope = *here.peek()?;
         here.take_while(|r| r.same_scope(scope)).find(|r| r.governs_method(method))
+    }
+
+    /// Whether a server that tells fewer paths apart may take `path`, which `found` governs, for one below
+    /// a narrower route that is stricter. All narrower routes count, not only the narrowest: a server may
+    /// fold a part of what [`path::fold`] does.
+    fn may_be_stricter(&self, method: &str, host: &str, path: &NormalPath, found: &Route) -> bool {
+        if self.similar == SimilarPaths::Distinct {
+            return false;
+        }
+        let folded = path::fold(path.decoded());
+        let own = path::fold(&found.prefix).len();
+        let narrower = self.routes.iter().zip(&self.folded).filter(|(route, prefix)| {
+            prefix.len() > own && route.governs_host(host) && is_below(&folded, prefix)
+        });
+        narrower
+            .map(|(route, _)| self.find(method, host, &route.prefix))
+            .any(|rule| rule.is_none_or(|rule| !found.is_as_strict_as(rule)))
     }
 }
 
@@ -195,7 +300,7 @@ mod tests {
 
     /// The access of the governing route; `None`: nothing governs.
     fn access(policy: &Policy, method: &str, host: &str, path: &str) -> Option<Access> {
-        match policy.govern(method, host, &NormalPath::parse(path).unwrap()) {
+        match policy.govern(method, host, &policy.read(method, host, path).unwrap()) {
             Governing::Route(route) => Some(route.access.clone()),
             Governing::Nothing | Governing::Ambiguous => None,
         }
@@ -218,7 +323,6 @@ mod tests {
         for (path, expected) in [
             ("/", realm("any")),
             ("/administrator", realm("any")),
-            ("/Admin", realm("any")),
             ("/admin", realm("staff")),
             ("/admin/", realm("staff")),
             ("/%61dmin/x", realm("staff")),
@@ -267,7 +371,8 @@ mod tests {
             Route::new("/", Access::Public),
             Route::new("/admin", realm("staff")),
         ]);
-        let govern = |path: &str| policy.govern("GET", "h", &NormalPath::parse(path).unwrap());
+        let govern =
+            |path: &str| policy.govern("GET", "h", &policy.read("GET", "h", path).unwrap());
         assert!(matches!(govern("/admin;x/y"), Governing::Ambiguous));
         assert!(matches!(govern("/admin/y;x=1"), Governing::Route(r) if !r.is_public()));
         assert!(matches!(govern("/items;x"), Governing::Route(r) if r.is_public()));

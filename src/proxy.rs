@@ -44,7 +44,7 @@ use access::{Exchange, Outcome, Passage, Rule};
 use credentials::Claim;
 use headers::{HeaderRules, Origin};
 use refusal::Refusal;
-use request::{BadHead, Head, Kind};
+use request::{Head, Kind};
 use upstream::{MAX_ATTEMPTS, Needs};
 
 /// Idle upstream connections kept for reuse, of all groups together.
@@ -123,13 +123,13 @@ impl Gate {
         request: &RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<(), Refusal> {
-        let head = Head::check(request, &exchange.limits)?;
+        let policy = self.policy.load();
+        let head = Head::check(request, &exchange.limits, &policy)?;
         let head = exchange.head.insert(head);
         let too_large = |max| head.content_length.is_some_and(|length| length > max);
         if exchange.limits.max_body_bytes.is_some_and(too_large) {
             return Err(Refusal::BodyTooLarge);
         }
-        let policy = self.policy.load();
         let route = match policy.govern(request.method.as_str(), head.authority.host(), &head.path)
         {
             Governing::Ambiguous => return Err(Refusal::AmbiguousRoute),
@@ -197,7 +197,7 @@ impl Gate {
             &exchange.request_id,
         )?;
         headers::join_cookies(request)?;
-        request.set_raw_path(format!("{}{}", head.path.encoded(), head.query).as_bytes())
+        request.set_raw_path(format!("{}{}", head.path.forwarded(), head.query).as_bytes())
     }
 
     /// Tells the client that no further request will be read here.
@@ -290,16 +290,19 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Exchange,
     ) -> pingora::Result<bool> {
-        let decision = if request::has_fragment(session) {
-            Err(Refusal::Head(BadHead::Target))
-        } else {
-            self.decide(session.req_header(), exchange).await
+        let decision = match request::check_bytes(session) {
+            Err(bad) => Err(bad.into()),
+            Ok(()) => self.decide(session.req_header(), exchange).await,
         };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         let Err(refusal) = decision else { return Ok(false) };
         exchange.outcome = Outcome::Refused(refusal);
         Self::close_if_stopping(session, exchange);
+        if matches!(refusal, Refusal::Head(_)) {
+            // Where such a request ends is not sure either.
+            session.set_keepalive(None);
+        }
         refusal.answer(session, &exchange.request_id).await?;
         Ok(true)
     }

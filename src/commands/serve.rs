@@ -124,9 +124,11 @@ impl Server {
 
         if !addresses[0].is_empty() {
             let upstreams = Arc::new(Upstreams::new(&config.proxy, metrics.clone())?);
+            let policy =
+                Policy::new(config.routes.clone()).with_similar_paths(config.proxy.similar_paths);
             let gate = proxy::app(proxy::Parts {
                 verifier: verifier.clone(),
-                policy: Arc::new(ArcSwap::from_pointee(Policy::new(config.routes.clone()))),
+                policy: Arc::new(ArcSwap::from_pointee(policy)),
                 headers: config.headers.clone(),
                 config: config.proxy.clone(),
                 upstreams: upstreams.clone(),

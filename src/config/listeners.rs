@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::peers::{parse_host, parse_upstreams, read_listen, read_networks, read_upstream};
 use super::reader::Section;
-use super::routes::MODES;
+use super::routes::{MODES, SIMILAR_PATHS};
 use super::{
     API_MAX_BODY_BYTES, ApiConfig, HealthCheck, Limits, OpsConfig, ProxyConfig, Upstream,
     UpstreamTimeouts,
@@ -30,6 +30,7 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
     };
     upstreams.extend(upstream);
     let mode = s.choice("mode", MODES).unwrap_or_default();
+    let similar_paths = s.choice("similar_paths", SIMILAR_PATHS).unwrap_or_default();
     let trusted_proxies = read_networks(&mut s, "trusted_proxies");
     let threads = s.number("threads", 1..=MAX_THREADS);
     let mut t = s.section("timeouts");
@@ -58,6 +59,7 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
         listen,
         upstreams: Vec::new(),
         mode,
+        similar_paths,
         trusted_proxies,
         limits,
         timeouts,

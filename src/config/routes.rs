@@ -1,17 +1,21 @@
 //! `[[route]]`: who may pass where.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 
 use toml::Value;
 
-use super::Upstream;
 use super::peers::{parse_host, read_upstream};
 use super::reader::Section;
 use super::tokens::read_reuse;
+use super::{Target, Upstream};
 use crate::entry::{Name, Principal, Realm};
-use crate::policy::{Access, Grant, Mode, NormalPath, Route, RouteTimeouts};
+use crate::policy::{Access, Grant, Mode, NormalPath, Policy, Route, RouteTimeouts, SimilarPaths};
 
 pub(super) const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("report", Mode::Report)];
+
+pub(super) const SIMILAR_PATHS: &[(&str, SimilarPaths)] =
+    &[("refuse", SimilarPaths::Refuse), ("distinct", SimilarPaths::Distinct)];
 
 /// Reads `[[route]]`.
 pub(super) fn read_routes(root: &mut Section, upstreams: &mut Vec<Upstream>) -> Vec<Route> {
@@ -26,7 +30,44 @@ pub(super) fn read_routes(root: &mut Section, upstreams: &mut Vec<Upstream>) -> 
         }
         routes.push((i, route));
     }
+    check_raw_routes(root, &routes, upstreams);
     routes.into_iter().map(|(_, route)| route).collect()
+}
+
+/// What a raw path means is up to the upstream: no raw route may lead past another one.
+fn check_raw_routes(root: &Section, routes: &[(usize, Route)], upstreams: &[Upstream]) {
+    let policy = Policy::new(routes.iter().map(|(_, route)| route.clone()).collect());
+    let group = |route: &Route| upstreams.get(route.upstream.unwrap_or(0));
+    for (i, raw) in routes.iter().filter(|(_, route)| route.raw_path) {
+        let others = routes.iter().filter(|(j, _)| j != i);
+        let own_servers = raw.upstream.is_some()
+            && group(raw).is_some_and(|own| {
+                let proxys = upstreams.first();
+                let all = others.filter_map(|(_, other)| group(other)).chain(proxys);
+                all.into_iter().all(|other| !have_a_server_in_common(own, other))
+            });
+        if let Some(conflict) = policy.raw_conflict(raw, own_servers) {
+            root.problem(&format!("route[{i}].raw_path"), conflict);
+        }
+    }
+}
+
+/// Whether a server is in both groups, as far as addresses tell.
+fn have_a_server_in_common(one: &Upstream, other: &Upstream) -> bool {
+    let is_loopback = |host: &str| {
+        let host = host.to_ascii_lowercase();
+        host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    };
+    let same = |a: &Target, b: &Target| match (a, b) {
+        (Target::Host(a, a_port), Target::Host(b, b_port)) => {
+            a_port == b_port
+                && (a.trim_end_matches('.').eq_ignore_ascii_case(b.trim_end_matches('.'))
+                    || (is_loopback(a) && is_loopback(b)))
+        }
+        (a, b) => a == b,
+    };
+    one.targets.iter().any(|a| other.targets.iter().any(|b| same(a, b)))
 }
 
 /// Whether every request that `later` governs is governed by `earlier`, as [`crate::policy::Policy`]
@@ -57,6 +98,7 @@ fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Option<Route> {
         .unwrap_or_default();
     let hosts = s.list("hosts", parse_host).unwrap_or_default();
     let access = read_access(&mut s);
+    let raw_path = read_raw_path(&mut s, prefix.as_deref(), access.as_ref());
     let upstream = s.take("upstream").and_then(|value| {
         let group = read_upstream(&s, "upstream", value)?;
         upstreams.push(group);
@@ -75,12 +117,31 @@ fn read_route(mut s: Section, upstreams: &mut Vec<Upstream>) -> Option<Route> {
         prefix: prefix?,
         methods,
         hosts,
+        raw_path,
         access: access?,
         mode,
         upstream,
         reuse,
         timeouts,
     })
+}
+
+fn read_raw_path(s: &mut Section, prefix: Option<&str>, access: Option<&Access>) -> bool {
+    let raw = s.or("raw_path", false);
+    if !raw {
+        return false;
+    }
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+    if prefix.is_some_and(|prefix| !prefix.bytes().all(is_plain)) {
+        s.problem("raw_path", "needs a plain `path`, of ASCII letters, digits and `-._~`");
+    }
+    if access.is_some_and(|access| match access {
+        Access::Public => false,
+        Access::Allow(grants) => *grants != [Grant::Anybody],
+    }) {
+        s.problem("raw_path", "is for routes with `allow = [\"*\"]` or `public = true`");
+    }
+    true
 }
 
 fn read_access(s: &mut Section) -> Option<Access> {

@@ -1,7 +1,10 @@
 //! Request paths: normalised once, so that the policy decides on what the upstream receives.
 //!
 //! What cannot be read in one way only is refused: dot segments, empty segments, backslashes,
-//! encoded delimiters, control characters, invalid escapes or UTF-8, also behind repeated decoding.
+//! encoded delimiters, control characters, invalid escapes or UTF-8, also behind repeated decoding. For
+//! upstreams that mean something by such paths there are raw ones, which are not read at all.
+
+use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
@@ -99,6 +102,76 @@ impl NormalPath {
             bare.join("/")
         })
     }
+}
+
+/// A path that nobody reads before the upstream does: it is forwarded byte for byte. What governs it must
+/// not depend on its meaning; see [`super::Policy::raw_conflict`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawPath(String);
+
+impl RawPath {
+    /// Takes a path as it came.
+    ///
+    /// # Errors
+    /// If it cannot stand in a request line, or if servers may read the name of another host in it: what
+    /// follows `//` at its beginning.
+    pub fn parse(raw: &str) -> Result<Self, PathError> {
+        if !raw.starts_with('/') {
+            return Err(PathError::NotAbsolute);
+        }
+        if raw.chars().any(|c| c.is_control() || matches!(c, ' ' | '#' | '?')) {
+            return Err(PathError::Ambiguous);
+        }
+        if raw[1..].starts_with(['/', '\\']) {
+            return Err(PathError::EmptySegment);
+        }
+        Ok(Self(raw.to_owned()))
+    }
+}
+
+/// The path of a request, as it is decided on and forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestPath {
+    /// In its one reading.
+    Normal(NormalPath),
+    /// As it came.
+    Raw(RawPath),
+}
+
+impl RequestPath {
+    /// What is forwarded.
+    #[must_use]
+    pub fn forwarded(&self) -> &str {
+        match self {
+            Self::Normal(path) => path.encoded(),
+            Self::Raw(RawPath(path)) => path,
+        }
+    }
+
+    /// What logs show: nothing but ASCII.
+    #[must_use]
+    pub fn shown(&self) -> Cow<'_, str> {
+        match self {
+            Self::Normal(path) => Cow::Borrowed(path.encoded()),
+            Self::Raw(RawPath(path)) => utf8_percent_encode(path, CONTROLS).into(),
+        }
+    }
+}
+
+/// A path as servers read it that look neither at the case of letters, nor at parameters, nor at dots and
+/// spaces at the end of a segment.
+pub(super) fn fold(path: &str) -> String {
+    let mut folded = String::with_capacity(path.len());
+    for segment in path.split('/') {
+        let name = segment.split(';').next().unwrap_or_default().trim_end_matches(['.', ' ']);
+        if name.is_empty() {
+            continue;
+        }
+        folded.push('/');
+        // To upper case first: it brings together what has one capital, such as `s` and the long `s`.
+        folded.extend(name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase));
+    }
+    folded
 }
 
 /// Decodes until nothing changes, but not for ever: each escape of a `%` in front of the next one
@@ -263,7 +336,50 @@ mod tests {
         assert_eq!(bare("/admin/y"), None);
     }
 
+    #[test]
+    fn raw_paths_stay_as_they_are() {
+        for raw in ["/", "/a%2fb//../%zz\\x", "/\u{fc}", "/a;/..;/", "/%00%ff"] {
+            let path = RequestPath::Raw(RawPath::parse(raw).unwrap());
+            assert_eq!(path.forwarded(), raw);
+            assert!(path.shown().is_ascii());
+        }
+        for (raw, why) in [
+            ("", PathError::NotAbsolute),
+            ("a", PathError::NotAbsolute),
+            ("//host/x", PathError::EmptySegment),
+            ("/\\host/x", PathError::EmptySegment),
+            ("/a b", PathError::Ambiguous),
+            ("/a\r\nb", PathError::Ambiguous),
+            ("/a\0", PathError::Ambiguous),
+            ("/a#b", PathError::Ambiguous),
+            ("/a?b", PathError::Ambiguous),
+        ] {
+            assert_eq!(RawPath::parse(raw), Err(why), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn folding_leaves_what_every_server_tells_apart() {
+        for (path, folded) in [
+            ("/", ""),
+            ("/Admin/X", "/admin/x"),
+            ("/admin./x . .", "/admin/x"),
+            ("/admin;x/y", "/admin/y"),
+            ("/.../ /x", "/x"),
+            ("/\u{17f}taff/\u{212a}", "/staff/k"),
+            ("/\u{dc}", "/\u{fc}"),
+            ("/a.b", "/a.b"),
+        ] {
+            assert_eq!(fold(path), folded, "{path}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn folding_twice_changes_nothing(path in "(/[ -~\u{fc}\u{17f}]{0,6}){0,4}") {
+            prop_assert_eq!(fold(&fold(&path)), fold(&path));
+        }
+
         #[test]
         fn normalising_twice_changes_nothing(raw in "/[ -~\u{fc}]{0,40}") {
             if let Ok(once) = NormalPath::parse(&raw) {

@@ -190,7 +190,7 @@ impl Gate {
             client = client.map(tracing::field::display),
             method = request.method.as_str(),
             host = exchange.head.as_ref().map(|head| head.authority.host()),
-            path = exchange.head.as_ref().map(|head| head.path.encoded()),
+            path = exchange.head.as_ref().map(|head| head.path.shown()).as_deref(),
             status = session.response_written().map(|response| response.status.as_u16()),
             outcome,
             reason,

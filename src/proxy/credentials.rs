@@ -52,13 +52,20 @@ pub(super) fn read<'a>(headers: &'a HeaderMap, names: &HeaderNames) -> Result<Cl
     let [Some(name), Some(realm), Some(token)] = found else {
         return Ok(Claim::Missing);
     };
-    let who = PrincipalRef::parse(text(name)?, text(realm)?).map_err(|_| Unclear::Malformed)?;
+    let who = PrincipalRef::parse(exact(name)?, exact(realm)?).map_err(|_| Unclear::Malformed)?;
     let token = text(token).ok().and_then(Token::parse);
     Ok(Claim::Complete { who, token })
 }
 
 fn text(value: &HeaderValue) -> Result<&str, Unclear> {
     std::str::from_utf8(value.as_bytes()).map_err(|_| Unclear::Malformed)
+}
+
+/// A name or realm without anything around it: the white space that HTTP allows there is gone by now, and
+/// other kinds, such as no-break spaces, are not trimmed here, or one name would have many spellings.
+fn exact(value: &HeaderValue) -> Result<&str, Unclear> {
+    text(value)
+        .and_then(|text| if text.trim() == text { Ok(text) } else { Err(Unclear::Malformed) })
 }
 
 #[cfg(test)]
@@ -157,8 +164,14 @@ mod tests {
     #[test]
     fn malformed_names_are_refused() {
         let long = "n".repeat(129);
-        let bidi = "ali\u{202e}ce";
-        for bad in [&b""[..], b"   ", b"a\tb", b"\xff", b"\xc3", long.as_bytes(), bidi.as_bytes()] {
+        let [bidi, no_break, ideographic, next_line] =
+            ["ali\u{202e}ce", "alice\u{a0}", "\u{3000}alice", "alice\u{85}"].map(str::as_bytes);
+        let long = long.as_bytes();
+        let unicode = [bidi, no_break, ideographic, next_line];
+        for bad in [&b""[..], b"   ", b" alice", b"a\tb", b"\xff", b"\xc3", long]
+            .into_iter()
+            .chain(unicode)
+        {
             assert_eq!(claimed(&[("x-auth-name", bad), REALM, TOKEN]), Err(Unclear::Malformed));
             assert_eq!(claimed(&[NAME, ("x-auth-realm", bad), TOKEN]), Err(Unclear::Malformed));
         }

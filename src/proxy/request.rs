@@ -2,13 +2,14 @@
 //! refused, whatever the mode.
 
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderValue, Version, uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, uri};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 
 use crate::config::Limits;
-use crate::policy::{Authority, NormalPath, PathError};
+use crate::credentials::spells;
+use crate::policy::{Authority, PathError, Policy, RequestPath};
 
 /// Longest method name; the longest registered one has 18 characters.
 const MAX_METHOD_CHARS: usize = 32;
@@ -56,8 +57,8 @@ impl Kind {
 /// What decisions are made on, and what is forwarded.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
-    /// The path, in one reading only.
-    pub(super) path: NormalPath,
+    /// The path, in one reading only or as it came.
+    pub(super) path: RequestPath,
     /// `?` and the query, as received, or nothing.
     pub(super) query: String,
     /// `Host` or `:authority`, in the one spelling that is also forwarded.
@@ -83,6 +84,8 @@ pub(super) enum BadHead {
     Path(PathError),
     /// Body framing that servers read differently.
     Framing,
+    /// A line that ends in a bare LF.
+    LineEnd,
     /// Too many headers: 431.
     Headers,
 }
@@ -97,17 +100,22 @@ impl BadHead {
             Self::Target => "bad_target",
             Self::Path(_) => "bad_path",
             Self::Framing => "bad_framing",
+            Self::LineEnd => "bad_line_end",
             Self::Headers => "too_many_headers",
         }
     }
 }
 
 impl Head {
-    /// Checks `request`, which pingora has parsed.
+    /// Checks `request`, which pingora has parsed. `policy` says which paths are taken as they come.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn check(request: &RequestHeader, limits: &Limits) -> Result<Self, BadHead> {
+    pub(super) fn check(
+        request: &RequestHeader,
+        limits: &Limits,
+        policy: &Policy,
+    ) -> Result<Self, BadHead> {
         let method = request.method.as_str();
         if matches!(method, "TRACE" | "CONNECT" | "TRACK") {
             return Err(BadHead::Method);
@@ -127,7 +135,7 @@ impl Head {
             None => (target, ""),
         };
         Ok(Self {
-            path: NormalPath::parse(path).map_err(BadHead::Path)?,
+            path: policy.read(method, authority.host(), path).map_err(BadHead::Path)?,
             query: query.to_owned(),
             authority,
             content_length,
@@ -141,19 +149,48 @@ pub(super) fn has_body(request: &RequestHeader) -> bool {
     request.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
-/// Whether the target has a fragment, which no request may have. Read from the raw head: the parser
-/// drops fragments. (Over HTTP/2 there is no raw head: what it drops is neither decided on nor
-/// forwarded.)
-pub(super) fn has_fragment(session: &Session) -> bool {
-    let raw = session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes);
-    let line = raw.as_deref().and_then(|raw| raw.trim_ascii_start().split(|b| *b == b'\n').next());
-    line.is_some_and(|line| line.contains(&b'#'))
+/// Refuses what only the bytes of the head show, since pingora's parser passes over it: fragments,
+/// which it drops; lines that end in a bare LF, which others read on; and a length beside a transfer
+/// coding, of which it drops the length. (Over HTTP/2 there are no such bytes, and what the parser drops
+/// of a path is neither decided on nor forwarded.)
+///
+/// # Errors
+/// What is wrong.
+pub(super) fn check_bytes(session: &Session) -> Result<(), BadHead> {
+    match session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes) {
+        Some(head) => check_raw_head(&head),
+        None => Ok(()),
+    }
 }
 
-/// `Transfer-Encoding` is exactly `chunked`, `Content-Length` a single number. pingora takes more:
-/// it drops the names of other codings, and passes `5, 5` on. (Both headers together never get
-/// here: pingora drops the length and closes the connection afterwards, as RFC 9112 6.3 allows.)
+fn check_raw_head(head: &[u8]) -> Result<(), BadHead> {
+    let mut lines = head.split_inclusive(|byte| *byte == b'\n');
+    if !lines.all(|line| line.ends_with(b"\r\n")) {
+        return Err(BadHead::LineEnd);
+    }
+    let mut lines = head.trim_ascii_start().split(|byte| *byte == b'\n');
+    if lines.next().is_some_and(|request_line| request_line.contains(&b'#')) {
+        return Err(BadHead::Target);
+    }
+    let (mut length, mut coding) = (false, false);
+    for line in lines {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        length |= name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str().as_bytes());
+        coding |= name.eq_ignore_ascii_case(TRANSFER_ENCODING.as_str().as_bytes());
+    }
+    if length && coding { Err(BadHead::Framing) } else { Ok(()) }
+}
+
+/// `Transfer-Encoding` is exactly `chunked`, `Content-Length` a single number, and neither is there under
+/// another spelling, which an upstream may take for it. pingora takes more: it drops the names of other
+/// codings, and passes `5, 5` on.
 fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, BadHead> {
+    let is_alias = |name: &HeaderName| {
+        [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|exact| name != exact && spells(name, exact))
+    };
+    if headers.keys().any(is_alias) {
+        return Err(BadHead::Framing);
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
@@ -218,7 +255,8 @@ mod tests {
         target: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<Head, BadHead> {
-        Head::check(&request(method, target, headers), &Limits::default())
+        let policy = Policy::new(Vec::new());
+        Head::check(&request(method, target, headers), &Limits::default(), &policy)
     }
 
     #[test]
@@ -231,7 +269,7 @@ mod tests {
             ("HTTP://h", "/", ""),
         ] {
             let head = check("GET", target, &[("Host", "h")]).unwrap();
-            assert_eq!((head.path.encoded(), head.query.as_str()), (path, query), "{target}");
+            assert_eq!((head.path.forwarded(), head.query.as_str()), (path, query), "{target}");
         }
     }
 
@@ -294,8 +332,30 @@ mod tests {
             &[("Transfer-Encoding", "gzip, chunked")],
             &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
             &[("Transfer-Encoding", "chunked, identity")],
+            &[("Content_Length", "5")],
+            &[("Content-Length", "5"), ("Content.Length", "5")],
+            &[("Transfer_Encoding", "chunked")],
         ] {
             assert_eq!(framed(bad), Err(BadHead::Framing), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_show_what_the_parser_passes_over() {
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", Ok(())),
+            ("\r\nGET / HTTP/1.1\r\nHost: h#\r\n\r\n", Ok(())),
+            ("\r\nGET /#a HTTP/1.1\r\n\r\n", Err(BadHead::Target)),
+            ("GET / HTTP/1.1\nHost: h\r\n\r\n", Err(BadHead::LineEnd)),
+            ("GET / HTTP/1.1\r\nHost: h\r\n\n", Err(BadHead::LineEnd)),
+            ("\nGET / HTTP/1.1\r\n\r\n", Err(BadHead::LineEnd)),
+            ("POST / HTTP/1.1\r\ncontent-length: 1\r\nHost: h\r\n\r\n", Ok(())),
+            (
+                "POST / HTTP/1.1\r\nCONTENT-LENGTH: 1\r\nTransfer-encoding: chunked\r\n\r\n",
+                Err(BadHead::Framing),
+            ),
+        ] {
+            assert_eq!(check_raw_head(head.as_bytes()), expected, "{head:?}");
         }
     }
 

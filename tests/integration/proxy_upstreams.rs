@@ -236,6 +236,7 @@ async fn tls_without_a_name_or_with_a_bad_ca_is_refused_at_start() {
             listen: Vec::new(),
             upstreams: vec![upstream],
             mode: otpgate::policy::Mode::Enforce,
+            similar_paths: otpgate::policy::SimilarPaths::Refuse,
             trusted_proxies: Vec::new(),
             limits: otpgate::config::Limits::default(),
             timeouts: UpstreamTimeouts::default(),

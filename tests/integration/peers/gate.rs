@@ -14,7 +14,7 @@ use otpgate::config::{
 use otpgate::metrics::Metrics;
 use otpgate::net::{Certificate, Listener};
 use otpgate::otp::{Generator, TokenParams};
-use otpgate::policy::{Mode, Policy, Route};
+use otpgate::policy::{Mode, Policy, Route, SimilarPaths};
 use otpgate::proxy::{Parts, Upstreams, app};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -85,6 +85,7 @@ impl Setup {
             listen: vec![listen.clone()],
             upstreams: self.upstreams,
             mode: self.mode,
+            similar_paths: SimilarPaths::Refuse,
             trusted_proxies: trusted.clone(),
             limits: self.limits,
             timeouts: self.timeouts,
