@@ -203,7 +203,7 @@ fn root(head: &request::Parts) -> Response {
     let tls =
         head.extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.is_tls());
     let base = edge::host_of(&head.uri, &head.headers)
-        .map(|host| format!("{}://{host}", if tls { "https" } else { "http" }))
+        .map(|host| format!("{}://{}", if tls { "https" } else { "http" }, host.as_str()))
         .unwrap_or_default();
     json_response(StatusCode::OK, &json!({ "ungleichotp": format!("{base}/ungleichotp/") }))
 }

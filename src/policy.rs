@@ -293,6 +293,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn realm(name: &str) -> Access {
         Access::Allow(vec![Grant::Realm(Realm::parse(name).unwrap())])
@@ -379,6 +380,127 @@ mod tests {
     }
 
     #[test]
+    fn similar_paths_never_lead_around_a_stricter_route() {
+        let routes = || {
+            vec![
+                Route::new("/", Access::Public),
+                Route::new("/admin", realm("staff")),
+                Route::new("/admin/api", Access::Public),
+                Route::new("/Users", realm("people")),
+                Route::new("/users", realm("services")),
+            ]
+        };
+        let policy = Policy::new(routes());
+        let govern =
+            |path: &str| policy.govern("GET", "h", &policy.read("GET", "h", path).unwrap());
+        for path in [
+            "/Admin",
+            "/ADMIN/x",
+            "/admin.",
+            "/admin%20/x",
+            "/ADMIN;x",
+            "/%41dmin",
+            "/adm\u{131}n",
+            "/.../admin",
+            "/%20/admin",
+            "/USERS",
+            "/users./x",
+            // For a server that looks at dots, but not at case, this is not below `/admin/api`.
+            "/ADMIN/api./x",
+            "/Admin/api",
+        ] {
+            assert!(matches!(govern(path), Governing::Ambiguous), "{path}");
+        }
+        for path in [
+            "/x",
+            "/X",
+            "/admins",
+            "/ad-min",
+            "/admin/API",
+            "/admin/api",
+            "/Users/x",
+            "/users/X",
+            "/x.",
+        ] {
+            assert!(matches!(govern(path), Governing::Route(_)), "{path}");
+        }
+        let distinct = Policy::new(routes()).with_similar_paths(SimilarPaths::Distinct);
+        assert_eq!(access(&distinct, "GET", "h", "/Admin"), Some(Access::Public));
+        assert_eq!(access(&distinct, "GET", "h", "/admin./x"), Some(Access::Public));
+    }
+
+    #[test]
+    fn similar_paths_pass_where_the_narrower_route_is_no_stricter() {
+        let principal = |name: &str| {
+            Access::Allow(vec![Grant::Principal(Principal::parse(name, "staff").unwrap())])
+        };
+        let both = Access::Allow(vec![
+            Grant::Realm(Realm::parse("staff").unwrap()),
+            Grant::Realm(Realm::parse("guests").unwrap()),
+        ]);
+        for (wide, narrow, passes) in [
+            (realm("staff"), Access::Public, true),
+            (realm("staff"), realm("staff"), true),
+            (realm("staff"), both.clone(), true),
+            (principal("alice"), realm("staff"), true),
+            (realm("staff"), Access::Allow(vec![Grant::Anybody]), true),
+            (both, realm("staff"), false),
+            (realm("staff"), principal("alice"), false),
+            (Access::Allow(vec![Grant::Anybody]), realm("staff"), false),
+            (Access::Public, Access::Allow(vec![Grant::Anybody]), false),
+        ] {
+            let policy =
+                Policy::new(vec![Route::new("/", wide.clone()), Route::new("/a", narrow.clone())]);
+            let got = access(&policy, "GET", "h", "/A");
+            assert_eq!(got, passes.then_some(wide), "{narrow:?}");
+        }
+        // A method that the narrower route does not cover is refused there; a report lets everybody pass.
+        let mut reads = Route::new("/a", Access::Public);
+        reads.methods = vec!["GET".into()];
+        let mut reported = Route::new("/", realm("staff"));
+        reported.mode = Some(Mode::Report);
+        let policy = Policy::new(vec![Route::new("/", Access::Public), reads]);
+        assert_eq!(access(&policy, "GET", "h", "/A"), Some(Access::Public));
+        assert_eq!(access(&policy, "POST", "h", "/A"), None);
+        let policy = Policy::new(vec![reported, Route::new("/a", realm("staff"))]);
+        assert_eq!(access(&policy, "GET", "h", "/A"), None);
+    }
+
+    #[test]
+    fn raw_routes_take_what_literally_lies_below_them() {
+        let raw = |path: &str| Route { raw_path: true, ..Route::new(path, Access::Public) };
+        let policy = Policy::new(vec![
+            Route::new("/", realm("any")),
+            raw("/raw"),
+            Route::new("/raw/plain", realm("any")),
+        ]);
+        let read =
+            |path: &str| policy.read("GET", "h", path).map(|path| path.forwarded().to_owned());
+        for path in [
+            "/raw",
+            "/raw/",
+            "/raw//a/../%2f%zz",
+            "/raw/%70lain",
+            "/raw/plain2",
+            "/raw/x/plain/..;",
+        ] {
+            assert_eq!(read(path).as_deref(), Ok(path));
+            assert_eq!(access(&policy, "GET", "h", path), Some(Access::Public), "{path}");
+        }
+        for path in ["/rawest/%7e", "/raw/plain/%7e"] {
+            assert_eq!(access(&policy, "GET", "h", path), Some(realm("any")), "{path}");
+            assert!(read(path).unwrap().ends_with("/~"));
+        }
+        for path in ["/rawest//x", "/raw/plain//x", "/x/../raw", "//raw", "/raw%2fx", "/raw\\x"] {
+            assert!(read(path).is_err(), "{path}");
+        }
+        // What becomes the raw route's path only by being read is not its.
+        for path in ["/%72aw/x", "/raw;x", "/raw;x/y", "/%72%61%77"] {
+            assert_eq!(access(&policy, "GET", "h", path), None, "{path}");
+        }
+    }
+
+    #[test]
     fn grants_cover_whom_they_name() {
         let who = Principal::parse("alice", "staff").unwrap();
         let covers = |grant| Route::new("/", Access::Allow(vec![grant])).permits(&who);
@@ -388,5 +510,137 @@ mod tests {
         assert!(covers(Grant::Principal(who.clone())));
         assert!(!covers(Grant::Principal(Principal::parse("staff", "alice").unwrap())));
         assert!(!Route::new("/", Access::Allow(Vec::new())).permits(&who));
+    }
+
+    /// Few names, so that they meet: in case, in dots, one below the other.
+    fn paths() -> impl Strategy<Value = String> {
+        let segment = "(a|A|b|a\\.|%61|%41|a;x|b |\\.\\.|\\.|%2e%2e|%2f|)";
+        proptest::collection::vec(segment, 1..5)
+            .prop_map(|segments| format!("/{}", segments.join("/")))
+    }
+
+    fn routes() -> impl Strategy<Value = Vec<Route>> {
+        let prefix = "(/(a|A|b)){0,3}";
+        let access = prop_oneof![
+            Just(Access::Public),
+            Just(Access::Allow(vec![Grant::Anybody])),
+            Just(realm("staff")),
+            Just(realm("guests")),
+        ];
+        let methods = prop_oneof![3 => Just(Vec::new()), 1 => Just(vec!["GET".to_owned()])];
+        let hosts = prop_oneof![3 => Just(Vec::new()), 1 => Just(vec!["h".to_owned()])];
+        let mode = prop_oneof![4 => Just(None), 1 => Just(Some(Mode::Report))];
+        let route = (prefix, access, methods, hosts, mode, proptest::bool::weighted(0.2)).prop_map(
+            |(prefix, access, methods, hosts, mode, raw)| {
+                let raw_path = raw && matches!(&access, Access::Public);
+                Route { methods, hosts, mode, raw_path, ..Route::new(&prefix, access) }
+            },
+        );
+        proptest::collection::vec(route, 1..5)
+    }
+
+    /// What a server makes of a path that reads all of it: escapes, dots, empty segments, case.
+    fn reading(path: &str) -> String {
+        let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned();
+        let mut segments: Vec<&str> = Vec::new();
+        for segment in decoded.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." => drop(segments.pop()),
+                name => segments.push(name),
+            }
+        }
+        segments.iter().fold(String::new(), |all, segment| format!("{all}/{segment}"))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_forwarded_is_decided_on_as_what_came(routes in routes(), path in paths()) {
+            let policy = Policy::new(routes);
+            if let Ok(read) = policy.read("GET", "h", &path) {
+                let again = policy.read("GET", "h", read.forwarded()).unwrap();
+                prop_assert_eq!(again.forwarded(), read.forwarded());
+                if let Governing::Route(route) = policy.govern("GET", "h", &read) {
+                    let Governing::Route(same) = policy.govern("GET", "h", &again) else {
+                        return Err(TestCaseError::fail("governed no more"));
+                    };
+                    prop_assert_eq!(same, route);
+                }
+            }
+        }
+
+        /// By the path, or by what a server makes of it that is less exact.
+        #[test]
+        fn no_path_is_governed_by_a_laxer_route_than_its_readings(
+            routes in routes(),
+            path in paths(),
+            method in "(GET|POST)",
+        ) {
+            let routes: Vec<_> =
+                routes.into_iter().map(|route| Route { raw_path: false, ..route }).collect();
+            let policy = Policy::new(routes);
+            let Ok(read) = policy.read(&method, "h", &path) else { return Ok(()) };
+            let Governing::Route(route) = policy.govern(&method, "h", &read) else { return Ok(()) };
+            // Folded onto the spelling of each route in turn: that is where a server may take it.
+            let folded = path::fold(&reading(read.forwarded()));
+            for other in &policy.routes {
+                let prefix = path::fold(&other.prefix);
+                if prefix.len() > path::fold(&route.prefix).len() && is_below(&folded, &prefix) {
+                    let there = policy.find(&method, "h", &other.prefix);
+                    prop_assert!(there.is_some_and(|there| route.is_as_strict_as(there)));
+                }
+            }
+        }
+
+        /// Who may pass nowhere else than below the new route may still not.
+        #[test]
+        fn a_narrower_route_changes_nothing_elsewhere(
+            routes in routes(),
+            path in paths(),
+            method in "(GET|POST)",
+        ) {
+            let (narrow, rest) = routes.split_last().unwrap();
+            let before = Policy::new(rest.to_vec());
+            let after = Policy::new(routes.clone());
+            let Ok(read) = after.read(&method, "h", &path) else { return Ok(()) };
+            let open = |policy: &Policy| match policy.govern(&method, "h", &read) {
+                Governing::Route(route) => Some(route.clone()),
+                Governing::Nothing | Governing::Ambiguous => None,
+            };
+            // With no route at all there is one that is not configured.
+            let elsewhere = open(&after).filter(|route| !rest.is_empty() && route != narrow);
+            if let Some(route) = elsewhere {
+                prop_assert_eq!(open(&before), Some(route));
+            }
+        }
+
+        /// Whatever the upstream makes of a raw path, no stricter rule is for that.
+        #[test]
+        fn raw_paths_lead_nowhere_that_is_stricter(
+            mut routes in routes(),
+            proven in any::<bool>(),
+            below in paths(),
+            method in "(GET|POST)",
+            host in "(h|i)",
+        ) {
+            routes.iter_mut().for_each(|route| route.raw_path = false);
+            routes[0].raw_path = true;
+            routes[0].access = if proven { Access::Allow(vec![Grant::Anybody]) } else { Access::Public };
+            let path = format!("{}{below}", routes[0].prefix);
+            let policy = Policy::new(routes.clone());
+            if policy.raw_conflict(&routes[0], false).is_some() {
+                return Ok(());
+            }
+            let Ok(read @ RequestPath::Raw(_)) = policy.read(&method, &host, &path) else { return Ok(()) };
+            let Governing::Route(route) = policy.govern(&method, &host, &read) else {
+                return Err(TestCaseError::fail("a raw path without a route"));
+            };
+            prop_assert!(route.raw_path);
+            prop_assert_eq!(read.forwarded(), path.as_str());
+            for reading in [reading(&path), reading(&path).to_lowercase(), path::fold(&path)] {
+                let there = policy.find(&method, &host, &reading);
+                prop_assert!(there.is_some_and(|there| route.is_as_strict_as(there)), "{}", reading);
+            }
+        }
     }
 }

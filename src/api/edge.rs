@@ -1,6 +1,7 @@
 //! What every request passes on its way in and out: host and origin checks, request id, common
 //! headers, caught panics, one access line and one count.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -17,8 +18,10 @@ use super::error::ApiError;
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
 use crate::net::{Connection, new_request_id};
+use crate::policy::Authority;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Names a request in logs and in its answer.
 #[derive(Clone, Debug)]
@@ -99,41 +102,59 @@ pub(super) async fn edge(
     response
 }
 
-/// Refuses names of other hosts (DNS rebinding) and pages of other hosts in a browser.
+/// Refuses names of other hosts, and pages of other hosts in a browser. No page has business here: there
+/// is no CORS, and programs send neither `Origin` nor `Sec-Fetch-Site`. (Other `Sec-Fetch-` headers count
+/// for nothing, since some programs do send them.)
 fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
-    let host = host_of(request.uri(), request.headers());
-    let allowed = &api.config.allowed_hosts;
-    if !allowed.is_empty() {
-        let named = host.map(|host| without_port(host).to_ascii_lowercase());
-        if !named.is_some_and(|host| allowed.contains(&host)) {
-            return Err(ApiError::Malformed("This host is not served here.".into()));
-        }
-    }
-    let mut origins = request.headers().get_all(header::ORIGIN).iter();
-    let same = |origin: &HeaderValue| {
-        let origin = origin.to_str().ok()?;
-        let authority = origin.strip_prefix("http://").or(origin.strip_prefix("https://"))?;
-        host.map(|host| host.eq_ignore_ascii_case(authority))
+    let headers = request.headers();
+    let host = match named_host(request.uri(), headers) {
+        None => None,
+        Some(text) => Some(Authority::parse(text).ok_or_else(unserved)?),
     };
-    if origins.any(|origin| same(origin) != Some(true)) {
-        return Err(ApiError::ForeignOrigin);
+    let allowed = &api.config.allowed_hosts;
+    let is_allowed = host.as_ref().is_some_and(|host| allowed.iter().any(|a| a == host.host()));
+    if !allowed.is_empty() && !is_allowed {
+        return Err(unserved());
     }
-    Ok(())
+    // A name may be made to lead here by whoever owns it (DNS rebinding), and then a page of that name is
+    // of the same origin.
+    let is_sure = is_allowed || host.as_ref().is_some_and(is_address);
+    let same = |origin: &HeaderValue| {
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
+        is_sure && host.is_some() && authority.and_then(Authority::parse) == host
+    };
+    let known = |site: &HeaderValue| match site.as_bytes() {
+        // Typed in, or a bookmark.
+        b"none" => true,
+        b"same-origin" => is_sure,
+        _ => false,
+    };
+    let is_own = headers.get_all(header::ORIGIN).iter().all(same)
+        && headers.get_all(SEC_FETCH_SITE).iter().all(known);
+    if is_own { Ok(()) } else { Err(ApiError::ForeignOrigin) }
 }
 
-/// Host and port that a request names.
-pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
-    uri.authority()
-        .map(http::uri::Authority::as_str)
-        .or_else(|| headers.get(header::HOST)?.to_str().ok())
-        .filter(|host| host.parse::<http::uri::Authority>().is_ok())
+fn unserved() -> ApiError {
+    ApiError::Malformed("This host is not served here.".into())
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,
-        _ => host,
+/// Whether no DNS server has a say in where it leads.
+fn is_address(host: &Authority) -> bool {
+    let host = host.host();
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+}
+
+fn named_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    match uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default()),
     }
+}
+
+/// Host and port that a request names, in their one spelling.
+pub(super) fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
+    named_host(uri, headers).and_then(Authority::parse)
 }
 
 #[cfg(test)]
@@ -141,15 +162,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_cut_off() {
-        for (host, name) in [
-            ("otp.example:8081", "otp.example"),
-            ("otp.example", "otp.example"),
-            ("[::1]:80", "[::1]"),
-            ("[::1]", "[::1]"),
-            ("127.0.0.1:1", "127.0.0.1"),
+    fn addresses_are_told_from_names() {
+        for (host, expected) in [
+            ("127.0.0.1:8081", true),
+            ("[::1]:80", true),
+            ("LOCALHOST", true),
+            ("localhost.example", false),
+            ("otp.example", false),
+            ("127.1", false),
+            ("2130706433", false),
         ] {
-            assert_eq!(without_port(host), name);
+            assert_eq!(is_address(&Authority::parse(host).unwrap()), expected, "{host}");
         }
     }
 }

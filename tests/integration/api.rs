@@ -544,9 +544,60 @@ async fn foreign_hosts_and_pages_are_refused() {
     for host in ["evil.example", "127.0.0.1", "otp.example.evil"] {
         get(host, None).await.refuses(400, "This host is not served here.");
     }
-    for origin in ["https://evil.example", "null", "https://otp.example:1", "file://"] {
+    for origin in [
+        "https://evil.example",
+        "null",
+        "https://otp.example:1",
+        "file://",
+        "",
+        "https://otp.example/",
+        "https://otp.example@evil.example",
+        "https://otp.example, https://evil.example",
+    ] {
         let refused = get("otp.example", Some(origin)).await;
         refused.refuses(403, "Requests of foreign pages are refused.");
+    }
+    let dotted = "OTP.example.:8081";
+    assert_eq!(get(dotted, Some("https://otp.example:8081")).await.status, 200);
+}
+
+/// A page of a name that leads here only since its owner says so is of the same origin; so is one of an
+/// address, which nobody can make lead elsewhere.
+#[tokio::test]
+async fn without_a_list_of_hosts_pages_of_names_are_refused() {
+    let gate = Gate::start().await;
+    let post = async |headers: &[(&str, &str)]| {
+        let mut request = gate.request("POST", "/ungleichotp/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = body_of(ADMIN, json!({"name": "page", "realm": "shop"}));
+        Answer::of(request.json(&body).send().await.unwrap()).await.status
+    };
+    let rebound = ("host", "evil.example:8081");
+    let local = ("host", "127.0.0.1:8081");
+    for (headers, status) in [
+        // Programs: whatever they call this host.
+        (&[rebound][..], 201),
+        (&[local, ("sec-fetch-mode", "cors")], 400),
+        // Pages
+        (&[rebound, ("origin", "http://evil.example:8081")], 403),
+        (&[rebound, ("sec-fetch-site", "same-origin")], 403),
+        (&[local, ("origin", "http://evil.example:8081")], 403),
+        (&[local, ("origin", "null")], 403),
+        (&[local, ("origin", "http://127.0.0.1:1")], 403),
+        (&[local, ("sec-fetch-site", "cross-site")], 403),
+        (&[local, ("sec-fetch-site", "same-site")], 403),
+        (&[local, ("sec-fetch-site", "what")], 403),
+        (&[local, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], 403),
+        (&[local, ("origin", "http://127.0.0.1:8081"), ("sec-fetch-site", "cross-site")], 403),
+        // 400: the entry is there by now.
+        (&[local, ("origin", "http://127.0.0.1:8081"), ("sec-fetch-site", "same-origin")], 400),
+        (&[("host", "[::1]:8081"), ("origin", "http://[::1]:8081")], 400),
+        (&[("host", "localhost"), ("origin", "http://localhost")], 400),
+        (&[rebound, ("sec-fetch-site", "none")], 400),
+    ] {
+        assert_eq!(post(headers).await, status, "{headers:?}");
     }
 }
 

@@ -38,7 +38,7 @@ fn every_line_of_the_manual_works() {
     let text = uncommented();
     assert!(text.contains("\nmax_stale = \"15s\"") && text.contains("\n[[route]]"), "{text}");
     let config = load_text(&text).unwrap();
-    assert_eq!(config.routes.len(), 3);
+    assert_eq!(config.routes.len(), 4);
 }
 
 /// What the manual shows for settings with a default is that default.

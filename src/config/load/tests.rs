@@ -378,3 +378,84 @@ fn routes_that_are_never_reached_are_problems() {
     }
     load_text(&route("/", "hosts = ['[::1]', '127.0.0.1', 'A_b.example.']"), &[], &[]).unwrap();
 }
+
+#[test]
+fn raw_routes_lead_past_no_other_route() {
+    let route = |path: &str, rest: &str| format!("[[route]]\npath = '{path}'\n{rest}\n");
+    let public = |path: &str| route(path, "public = true");
+    let anybody = |path: &str| route(path, "allow = ['*']");
+    let staff = |path: &str| route(path, "allow = ['staff']");
+    let raw = |path: &str, access: &str, more: &str| {
+        route(path, &format!("{access}\nraw_path = true\n{more}"))
+    };
+    let (open, proven) = ("public = true", "allow = ['*']");
+    let own = "upstream = '127.0.0.1:9001'";
+    for text in [
+        raw("/", proven, ""),
+        raw("/", open, ""),
+        anybody("/") + &raw("/raw", proven, ""),
+        public("/") + &raw("/raw", proven, ""),
+        public("/health") + &raw("/", proven, ""),
+        staff("/") + &raw("/raw", open, own),
+        staff("/") + &raw("/", proven, &format!("hosts = ['h']\n{own}")),
+        staff("/").replace("allow", "hosts = ['h']\nallow") + &raw("/", proven, "hosts = ['i']"),
+        staff("/raw/admin") + &raw("/other", open, own),
+        anybody("/raw/x") + &raw("/raw", proven, own),
+        raw("/", proven, "methods = ['GET']"),
+    ] {
+        load_text(&text, &[], &[]).unwrap_or_else(|e| panic!("{text}: {e}"));
+    }
+    for (text, expected) in [
+        (raw("/raw", proven, ""), "a raw path may become one below `/` that no route governs"),
+        (staff("/") + &raw("/raw", proven, ""), "one below `/`, which is stricter"),
+        (anybody("/") + &raw("/raw", open, ""), "one below `/`, which is stricter"),
+        (
+            anybody("/") + &staff("/admin") + &raw("/raw", proven, ""),
+            "one below `/admin`, which is stricter",
+        ),
+        (
+            anybody("/") + &staff("/raw/x") + &raw("/raw", proven, own),
+            "one below `/raw/x`, which is stricter",
+        ),
+        (
+            anybody("/")
+                + &route("/a", "allow = ['*']\nmethods = ['GET']")
+                + &raw("/raw", proven, ""),
+            "one below `/a` that no route governs",
+        ),
+        (
+            staff("/") + &raw("/raw", proven, "upstream = '127.0.0.1:9000'"),
+            "one below `/`, which is stricter",
+        ),
+        (
+            staff("/") + &raw("/raw", proven, "upstream = ['localhost:9000', '127.0.0.1:9001']"),
+            "one below `/`, which is stricter",
+        ),
+        (
+            staff("/") + &raw("/raw", proven, own) + &route("/b", &format!("allow = ['x']\n{own}")),
+            "one below `/`, which is stricter",
+        ),
+        (
+            staff("/").replace("allow", "hosts = ['h']\nallow") + &raw("/", proven, ""),
+            "one below `/`, which is stricter",
+        ),
+        (
+            public("/").replace("public", "mode = 'enforce'\nallow = ['*'] #")
+                + &raw("/r", proven, "mode = 'report'"),
+            "one below `/`, which is stricter",
+        ),
+        (
+            raw("/", "allow = ['staff']", ""),
+            "is for routes with `allow = [\"*\"]` or `public = true`",
+        ),
+        (raw("/", "allow = ['*', 'staff']", ""), "is for routes with"),
+        (raw("/a%20b", open, own), "needs a plain `path`"),
+        (raw("/\u{fc}", open, own), "needs a plain `path`"),
+    ] {
+        let all = problems(&text);
+        assert!(all.contains(".raw_path: "), "{text}: {all}");
+        assert!(all.contains(expected), "{text}: {all}");
+    }
+    let all = problems("[proxy]\nsimilar_paths = 'yes'");
+    assert!(all.contains("proxy.similar_paths: `yes` is none of `refuse`, `distinct`"), "{all}");
+}

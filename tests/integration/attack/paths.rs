@@ -1,6 +1,8 @@
 //! Paths: decided on exactly as the upstream receives them.
 
-use super::rig::{Rig, summary};
+use super::recorder::Recorder;
+use super::rig::{Rig, passes, refused, summary};
+use crate::harness::{Sandbox, run, stderr};
 
 /// Ways to spell `/admin` for one reader or another, and to get there by a detour.
 const DETOURS: &[&str] = &[
@@ -223,4 +225,112 @@ async fn spellings_of_one_reading_pass() {
     let sends = format!("GET /{long} HTTP/1.1\r\nHost: gate\r\n{{bob}}\r\n");
     assert_eq!(rig.send(&rig.fill(sends.as_bytes())).await, [431]);
     assert!(rig.seen().await.is_empty());
+}
+
+/// Where the upstream tells them apart and the settings say so, `/Admin` is another path than `/admin`.
+#[tokio::test]
+async fn similar_paths_pass_if_the_upstream_tells_them_apart() {
+    let routes =
+        "[[route]]\npath = \"/\"\npublic = true\n[[route]]\npath = \"/admin\"\nallow = [\"lab\"]\n";
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: gate\r\n\r\n");
+    let safe = Rig::with("", routes).await;
+    let distinct = Rig::with("similar_paths = \"distinct\"", routes).await;
+    for (path, seen) in [
+        ("/Admin", &["nobody GET /Admin"][..]),
+        ("/admin.", &["nobody GET /admin."]),
+        ("/ADMIN%20/x", &["nobody GET /ADMIN%20/x"]),
+    ] {
+        safe.run(&[refused("refused unless set otherwise", get(path), 400)]).await;
+        distinct.run(&[passes("another path", get(path), seen)]).await;
+    }
+    for rig in [safe, distinct] {
+        rig.run(&[
+            refused("another spelling of it", get("/%61dmin"), 401),
+            refused("its parameters", get("/admin;x"), 400),
+            passes("no similarity", get("/Administration"), &["nobody GET /Administration"]),
+        ])
+        .await;
+    }
+}
+
+/// A raw route's paths arrive byte for byte, with identity as everywhere.
+#[tokio::test]
+async fn raw_paths_arrive_as_they_came() {
+    let routes = "[[route]]\npath = \"/\"\nallow = [\"*\"]\n\
+                  [[route]]\npath = \"/raw\"\nallow = [\"*\"]\nraw_path = true\n";
+    let rig = Rig::with("", routes).await;
+    let get = |path: &str, lines: &str| format!("GET {path} HTTP/1.1\r\nHost: gate\r\n{lines}\r\n");
+    for path in [
+        "/raw",
+        "/raw/",
+        "/raw//a//b",
+        "/raw/a%2Fb%2fc",
+        "/raw/%7e%7E~",
+        "/raw/../x",
+        "/raw/%2e%2e/./x/",
+        "/raw/a;b/..;/c",
+        "/raw/%00%ff%zz%",
+        "/raw/a\\b",
+        "/raw/%252f",
+        "/raw/x?y=/../z&%2e",
+        "http://gate/raw//x",
+    ] {
+        let got = rig.send(&rig.fill(get(path, "{alice}").as_bytes())).await;
+        let seen: Vec<_> = rig.seen().await.iter().map(summary).collect();
+        let arrived = path.trim_start_matches("http://gate");
+        assert_eq!((got, seen), (vec![200], vec![format!("alice GET {arrived}")]), "{path}");
+        let spoofed = get(path, "X-Auth-Name: evil\r\nConnection: x-auth-name\r\n");
+        assert_eq!(rig.send(spoofed.as_bytes()).await, [401], "{path}");
+        assert!(rig.seen().await.is_empty(), "{path}");
+    }
+    rig.run(&[
+        refused("not literally its path", get("/%72aw/x", "{alice}"), 400),
+        refused("its path with parameters", get("/raw;x", "{alice}"), 400),
+        refused("a detour to it", get("/x/../raw", "{alice}"), 400),
+        refused("two slashes before it", get("//raw/x", "{alice}"), 400),
+        refused("a longer name", get("/raws//x", "{alice}"), 400),
+        refused("a fragment", get("/raw/x#y", "{alice}"), 400),
+        passes("nor a control character", get("/raw/x\x01", "{alice}"), &["alice GET /raw/x%01"]),
+        refused("an alias of a credential", get("/raw//x", "{alice}x_auth_name: evil\r\n"), 400),
+        passes(
+            "a space, which no target has, is escaped",
+            get("/raw/a b", "{alice}"),
+            &["alice GET /raw/a%20b"],
+        ),
+        passes("elsewhere paths are normalised", get("/x/%7e", "{alice}"), &["alice GET /x/~"]),
+    ])
+    .await;
+}
+
+/// A raw route with servers of its own opens these servers, and no others.
+#[tokio::test]
+async fn raw_paths_reach_no_server_but_their_own() {
+    let blobs = Recorder::start().await;
+    let routes = format!(
+        "[[route]]\npath = \"/\"\nallow = [\"lab\"]\n\
+         [[route]]\npath = \"/blob\"\npublic = true\nraw_path = true\nupstream = \"{}\"\n",
+        blobs.address
+    );
+    let rig = Rig::with("", &routes).await;
+    for path in ["/blob/../admin", "/blob/%2e%2e/admin", "/blob/..%2fadmin", "/blob/x//y"] {
+        let get = format!("GET {path} HTTP/1.1\r\nHost: gate\r\nX-Auth-Name: evil\r\n\r\n");
+        assert_eq!(rig.send(get.as_bytes()).await, [200], "{path}");
+        assert!(rig.seen().await.is_empty(), "{path}");
+        let (seen, _) = blobs.take().await;
+        assert_eq!(seen.iter().map(summary).collect::<Vec<_>>(), [format!("nobody GET {path}")]);
+    }
+}
+
+#[test]
+fn check_tells_of_raw_routes_that_lead_past_others() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.write(
+        "raw.toml",
+        "[[route]]\npath = \"/\"\nallow = [\"staff\"]\n\
+         [[route]]\npath = \"/raw\"\npublic = true\nraw_path = true\n",
+    );
+    let output = run(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("route[1].raw_path: a raw path may become one below `/`"), "{said}");
 }
