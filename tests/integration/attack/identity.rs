@@ -111,6 +111,26 @@ async fn only_proven_identity_arrives() {
     Rig::normal().await.run(&table()).await;
 }
 
+/// Where it is only said who would be refused, everything else holds.
+#[tokio::test]
+async fn report_mode_lets_no_unproven_identity_through() {
+    let rig = Rig::reporting().await;
+    rig.run_checking(&table(), |case, got, seen| {
+        // All of it can be read, so the first answer is the upstream's; `who` fails for more than one identity, and `evil` is looked for.
+        let nobodys = seen.iter().filter(|seen| seen.who() == "nobody").count();
+        let proofs = [&b"{alice}"[..], b"{bob}"].map(|proof| count(&case.sends, proof));
+        let forwarded = got.iter().filter(|status| **status == 200).count();
+        got.first() == Some(&200)
+            && forwarded == seen.len()
+            && seen.len() - nobodys <= proofs[0] + proofs[1]
+    })
+    .await;
+}
+
+fn count(text: &[u8], what: &[u8]) -> usize {
+    text.windows(what.len()).filter(|window| *window == what).count()
+}
+
 /// An upstream that closes a kept connection when it is used again makes the gate send once more.
 #[tokio::test]
 async fn a_second_attempt_is_made_as_the_first() {
@@ -181,6 +201,21 @@ async fn an_upgrade_is_proven_first_and_a_tunnel_only_if_both_sides_switch() {
     };
     let mut unproven = Connection::to(address).await;
     assert_eq!(unproven.ask(ask(false)).await.unwrap().status, 401);
+
+    // A body of an upgrade's request is a body: none of it is taken for what follows a switch.
+    let mut with_body = Connection::to(address).await;
+    let body = "GET /inner HTTP/1.1\r\nHost: gate\r\n\r\n";
+    let head =
+        ask(true).replace("Connection:", &format!("Content-Length: {}\r\nConnection:", body.len()));
+    with_body.send(head + body + "GET /next HTTP/1.1\r\nHost: gate\r\n\r\n").await;
+    let mut server = Connection::over(bounded("the upgrade", upstream.accept()).await.unwrap().0);
+    let (_, got) = bounded("its body", server.request()).await.unwrap();
+    assert_eq!(got, body.as_bytes());
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno").await;
+    assert_eq!(with_body.answer().await.unwrap().text(), "no");
+    assert!(with_body.answer().await.is_none_or(|answer| answer.status == 401));
+    drop(with_body);
+    assert!(server.ends().await, "nothing more went to the upstream");
 
     let inner = "GET /inner HTTP/1.1\r\nHost: gate\r\nX-Auth-Name: evil\r\n\r\n";
     let mut refused = Connection::to(address).await;

@@ -1,5 +1,6 @@
 //! Paths: decided on exactly as the upstream receives them.
 
+use super::frames::{END_HEADERS, END_STREAM, End, HEADERS, block, frame, send};
 use super::recorder::Recorder;
 use super::rig::{Rig, passes, refused, summary};
 use crate::harness::{Sandbox, run, stderr};
@@ -156,7 +157,7 @@ fn readings(path: &str) -> Vec<String> {
     all
 }
 
-/// Over both protocols, by nobody and by somebody who may not pass at `/admin`.
+/// By nobody and by somebody who may not pass at `/admin`.
 #[tokio::test]
 async fn no_path_leads_to_another_route_than_the_upstream_sees() {
     let rig = Rig::normal().await;
@@ -174,12 +175,7 @@ async fn no_path_leads_to_another_route_than_the_upstream_sees() {
                 let summary = summary(&seen);
                 let (_, target) = summary.split_once(" GET ").unwrap();
                 let received = target.split('?').next().unwrap();
-                for reading in readings(received) {
-                    assert!(
-                        reading != "admin" && !reading.starts_with("admin/"),
-                        "{path:?}: {received}"
-                    );
-                }
+                assert_not_admin(received);
                 // What was received is decided on as what was sent.
                 let again = format!("GET {received} HTTP/1.1\r\nHost: gate\r\n{proof}\r\n");
                 assert_eq!(rig.send(&rig.fill(again.as_bytes())).await, [200], "{path:?}");
@@ -190,6 +186,40 @@ async fn no_path_leads_to_another_route_than_the_upstream_sees() {
         }
     }
     assert!(passed > 8, "only {passed} passed: this shows nothing");
+}
+
+/// No reading of a path is one of `/admin`.
+fn assert_not_admin(received: &str) {
+    for reading in readings(received) {
+        assert!(reading != "admin" && !reading.starts_with("admin/"), "{received}");
+    }
+}
+
+#[tokio::test]
+async fn no_path_over_http2_leads_there_either() {
+    let rig = Rig::normal().await;
+    let token = rig.fill(b"{token}");
+    let mut passed = 0;
+    for path in DETOURS {
+        let mut fields: Vec<(Vec<u8>, Vec<u8>)> = vec![
+            (b":method".to_vec(), b"GET".to_vec()),
+            (b":scheme".to_vec(), b"http".to_vec()),
+            (b":authority".to_vec(), b"gate".to_vec()),
+            (b":path".to_vec(), path.as_bytes().to_vec()),
+        ];
+        for (name, value) in [("name", &b"alice"[..]), ("realm", b"shop"), ("token", &token)] {
+            fields.push((format!("x-auth-{name}").into_bytes(), value.to_vec()));
+        }
+        let frames = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields));
+        let end = send(rig.address(), &frames).await;
+        let seen = rig.seen().await;
+        assert_eq!(seen.len(), usize::from(end == End::Status(200)), "{path:?}: {end:?} {seen:?}");
+        for seen in seen {
+            passed += 1;
+            assert_not_admin(seen.line().trim_start_matches("GET ").split('?').next().unwrap());
+        }
+    }
+    assert!(passed > 4, "only {passed} passed: this shows nothing");
 }
 
 /// Who may pass there does, by every spelling that has one reading.

@@ -45,6 +45,7 @@ pub(crate) enum Expected {
 }
 
 /// One attack.
+#[derive(Clone)]
 pub(crate) struct Case {
     /// What is required.
     pub(crate) says: &'static str,
@@ -62,6 +63,11 @@ impl Case {
             Expected::Refused => 1,
             Expected::Broken(_) => 0,
         }
+    }
+
+    /// Whether it is refused for what it is, not for who sent it.
+    pub(crate) fn is_unclear(&self) -> bool {
+        matches!(self.expected, Expected::Done([400 | 405 | 431], _))
     }
 
     /// Whether it is answered by the upstream.

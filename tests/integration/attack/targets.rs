@@ -181,10 +181,18 @@ fn methods() -> Vec<Case> {
     table
 }
 
+pub(super) fn table() -> Vec<Case> {
+    [hosts(), targets(), methods()].into_iter().flatten().collect()
+}
+
 #[tokio::test]
 async fn method_target_and_host_have_one_reading() {
-    let rig = Rig::normal().await;
-    for table in [hosts(), targets(), methods()] {
-        rig.run(&table).await;
-    }
+    Rig::normal().await.run(&table()).await;
+}
+
+/// Only who may not pass is let through to be reported.
+#[tokio::test]
+async fn report_mode_forwards_no_unclear_target() {
+    let unclear: Vec<_> = table().into_iter().filter(|case| case.is_unclear()).collect();
+    Rig::reporting().await.run(&unclear).await;
 }
