@@ -20,12 +20,29 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Removed always, in any spelling: they would change the method or path that was decided on.
-const OVERRIDES: &[&str] = &["x-http-method-override", "x-http-method", "x-method-override"];
+/// Removed always, in any spelling: they would change the method, host or path that was decided on.
+const OVERRIDES: &[&str] = &[
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-http-host-override",
+    "x-override-url",
+];
 /// The same, for all names that begin so.
 const OVERRIDE_PREFIXES: &[&str] = &["x-original-", "x-rewrite-"];
 /// Removed, in any spelling, unless a trusted proxy sent them.
-const FORWARDING: &[&str] = &["forwarded", "x-real-ip", "x-request-id"];
+const FORWARDING: &[&str] = &[
+    "forwarded",
+    "forwarded-for",
+    "x-forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-request-id",
+];
 /// The same, for all names that begin so.
 const FORWARDING_PREFIX: &str = "x-forwarded-";
 /// Longest request id that is kept.

@@ -166,6 +166,12 @@ fn chunks() -> Vec<Case> {
             &["alice POST /x"],
         ),
         answers(
+            "a line without a size ends the body; what follows is a request of its own",
+            chunked(&format!("\r\n\r\n{next}")),
+            &[200, 401],
+            &["alice POST /x"],
+        ),
+        answers(
             "a bare LF in an extension ends no line, there or at the upstream",
             chunked(&format!("3;\nevil\r\nabc\r\n0\r\n\r\n{next}")),
             &[200, 401],

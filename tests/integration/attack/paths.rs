@@ -303,6 +303,7 @@ async fn raw_paths_arrive_as_they_came() {
         "/raw/a\\b",
         "/raw/%252f",
         "/raw/x?y=/../z&%2e",
+        "/raw/\u{fc}",
         "http://gate/raw//x",
     ] {
         let got = rig.send(&rig.fill(get(path, "{alice}").as_bytes())).await;
