@@ -6,6 +6,9 @@ use super::frames::{
     frame, send,
 };
 use super::rig::{Rig, summary};
+use crate::peers::h2peer;
+use http::Request;
+use tokio::net::TcpStream;
 
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -289,6 +292,49 @@ async fn bodies_and_blocks_over_http2_end_where_they_end() {
         }
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), table.len(), wrong.join("\n"));
+}
+
+/// Streams share a connection, and a table of fields that were sent before, but no proof.
+#[tokio::test]
+async fn a_proof_is_good_for_one_stream() {
+    let rig = Rig::normal().await;
+    let client = h2peer::client(TcpStream::connect(rig.address()).await.unwrap()).await;
+    let token = String::from_utf8(rig.fill(b"{token}")).unwrap();
+    let request = |path: &str, proven: bool| {
+        let request = Request::builder().uri(format!("http://gate{path}"));
+        let request = match proven {
+            true => request
+                .header("x-auth-name", "alice")
+                .header("x-auth-realm", "shop")
+                .header("x-auth-token", &token),
+            false => request,
+        };
+        request.body(()).unwrap()
+    };
+    for (path, proven, status, seen) in [
+        ("/1", true, 200, Some("alice GET /1")),
+        ("/2", false, 401, None),
+        ("/public", true, 200, Some("nobody GET /public")),
+        ("/3", true, 200, Some("alice GET /3")),
+        ("/public", false, 200, Some("nobody GET /public")),
+        ("/admin", true, 403, None),
+    ] {
+        let (answer, _) = h2peer::ask(&client, request(path, proven)).await;
+        assert_eq!(answer.status(), status, "{path}");
+        let got: Vec<_> = rig.seen().await.iter().map(summary).collect();
+        assert_eq!(got, seen.into_iter().collect::<Vec<_>>(), "{path}");
+    }
+    // All at once: the answers come in any order, each stream gets its own.
+    let asked = (0..40).map(|i| h2peer::ask(&client, request(&format!("/many/{i}"), i % 2 == 0)));
+    let answers = futures_util::future::join_all(asked).await;
+    for (i, (answer, _)) in answers.iter().enumerate() {
+        assert_eq!(answer.status(), if i % 2 == 0 { 200 } else { 401 });
+    }
+    let mut got: Vec<_> = rig.seen().await.iter().map(summary).collect();
+    got.sort();
+    let mut expected: Vec<_> = (0..40).step_by(2).map(|i| format!("alice GET /many/{i}")).collect();
+    expected.sort();
+    assert_eq!(got, expected);
 }
 
 /// RFC 9113 section 8.2.3.
