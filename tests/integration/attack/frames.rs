@@ -20,6 +20,7 @@ pub(super) const CONTINUATION: u8 = 9;
 /// Flags of HEADERS and DATA; `ACK` of SETTINGS is the same bit as `END_STREAM`.
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
+pub(super) const PADDED: u8 = 8;
 
 /// One frame (RFC 9113 section 4.1).
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

@@ -2,8 +2,8 @@
 //! their own.
 
 use super::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, PING, RST_STREAM, SETTINGS, block,
-    frame, send,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, PADDED, PING, RST_STREAM, SETTINGS,
+    block, frame, send,
 };
 use super::rig::{Rig, summary};
 use crate::peers::h2peer;
@@ -200,6 +200,11 @@ async fn bodies_and_blocks_over_http2_end_where_they_end() {
     let rig = Rig::normal().await;
     let mut post = pseudo(":method", "POST");
     post.extend(proof(&rig));
+    let [get, head] = ["GET", "HEAD"].map(|method| {
+        let mut all = pseudo(":method", method);
+        all.extend(proof(&rig));
+        block(&all)
+    });
     let announced = |length: &str| {
         let mut all = post.clone();
         all.extend(fields(&[("content-length", length)]));
@@ -233,6 +238,58 @@ async fn bodies_and_blocks_over_http2_end_where_they_end() {
                 trailers(&[("x-auth-name", "evil"), ("x_auth_realm", "evil")]),
             ]
             .concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "a body has one end, however it comes",
+            [
+                open.clone(),
+                frame(DATA, 0, 1, b"ab"),
+                frame(DATA, 0, 1, b""),
+                frame(DATA, 0, 1, b"c"),
+                frame(DATA, END_STREAM, 1, b""),
+            ]
+            .concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "also with its length",
+            [announced("3"), frame(DATA, 0, 1, b"abc"), frame(DATA, END_STREAM, 1, b"")].concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "also with a length of nothing",
+            [announced("0"), frame(DATA, END_STREAM, 1, b"")].concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "also before trailers",
+            [open.clone(), frame(DATA, 0, 1, b""), trailers(&[("x-a", "evil")])].concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "also with its length, before trailers",
+            [announced("3"), frame(DATA, 0, 1, b"abc"), trailers(&[("x-a", "evil")])].concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "padding is none of it",
+            [open.clone(), frame(DATA, END_STREAM | PADDED, 1, b"\x04abcevil")].concat(),
+            Passes("alice POST /x"),
+        ),
+        (
+            "a body of GET",
+            [frame(HEADERS, END_HEADERS, 1, &get), body.clone()].concat(),
+            Passes("alice GET /x"),
+        ),
+        (
+            "an answer to HEAD",
+            frame(HEADERS, END_STREAM | END_HEADERS, 1, &head),
+            Passes("alice HEAD /x"),
+        ),
+        (
+            "nor has an empty one two",
+            [open.clone(), frame(DATA, END_STREAM, 1, b"")].concat(),
             Passes("alice POST /x"),
         ),
         (
@@ -277,6 +334,10 @@ async fn bodies_and_blocks_over_http2_end_where_they_end() {
     // The head of these may have been forwarded before their body was seen to be broken: it is alice's,
     // and the upstream never sees its end.
     for (says, frames) in [
+        (
+            "more padding than frame",
+            [open.clone(), frame(DATA, END_STREAM | PADDED, 1, b"\x09abcevil")].concat(),
+        ),
         ("less than announced", [announced("5"), body.clone()].concat()),
         ("more than announced", [announced("2"), body.clone()].concat()),
         (

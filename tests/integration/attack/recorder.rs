@@ -53,7 +53,7 @@ impl Seen {
 struct Record {
     bytes: Vec<u8>,
     seen: Vec<Seen>,
-    /// Connections in the middle of a request.
+    /// Connections in the middle of a request, or with bytes that belong to none.
     busy: usize,
 }
 
@@ -95,41 +95,45 @@ impl Recorder {
 async fn serve(mut stream: TcpStream, record: Arc<Mutex<Record>>) {
     let mut buffer = Vec::new();
     let mut current: Option<usize> = None;
+    let mut busy = false;
     let mut part = vec![0; 64 << 10];
     while let Ok(n @ 1..) = stream.read(&mut part).await {
         record.lock().unwrap().bytes.extend_from_slice(&part[..n]);
         buffer.extend_from_slice(&part[..n]);
-        loop {
-            if current.is_none() {
-                let Some(end) = find(&buffer, b"\r\n\r\n") else { break };
-                let head: Vec<u8> = buffer.drain(..end + 4).collect();
-                let head = String::from_utf8_lossy(&head[..end]).into_owned();
-                let mut record = record.lock().unwrap();
-                record.busy += 1;
-                record.seen.push(Seen { head, whole: false });
-                current = Some(record.seen.len() - 1);
-            }
-            let Some(at) = current else { break };
-            // Gone if somebody asked in between; then nobody wants to know.
-            let seen = record.lock().unwrap().seen.get(at).cloned();
-            let Some(seen) = seen else { break };
-            let Some(length) = body_length(&seen, &buffer) else { break };
-            buffer.drain(..length);
-            {
-                let mut record = record.lock().unwrap();
-                record.seen[at] = Seen { whole: true, ..seen.clone() };
-                record.busy -= 1;
-            }
-            current = None;
-            let body = if seen.head.starts_with("HEAD ") { "" } else { "ok" };
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}");
-            if stream.write_all(answer.as_bytes()).await.is_err() {
-                return;
-            }
+        let answers = {
+            let mut record = record.lock().unwrap();
+            let answers = read_requests(&mut buffer, &mut current, &mut record);
+            // Bytes that belong to no request keep it busy, and so fail the test.
+            let now = current.is_some() || !buffer.is_empty();
+            record.busy = record.busy + usize::from(now) - usize::from(busy);
+            busy = now;
+            answers
+        };
+        if stream.write_all(answers.as_bytes()).await.is_err() {
+            break;
         }
     }
-    if current.is_some() {
-        record.lock().unwrap().busy -= 1;
+    record.lock().unwrap().busy -= usize::from(busy);
+}
+
+/// Takes what is whole out of the buffer; the answers to it.
+fn read_requests(buffer: &mut Vec<u8>, current: &mut Option<usize>, record: &mut Record) -> String {
+    let mut answers = String::new();
+    loop {
+        if current.is_none() {
+            let Some(end) = find(buffer, b"\r\n\r\n") else { return answers };
+            let head: Vec<u8> = buffer.drain(..end + 4).collect();
+            let head = String::from_utf8_lossy(&head[..end]).into_owned();
+            record.seen.push(Seen { head, whole: false });
+            *current = Some(record.seen.len() - 1);
+        }
+        let Some(seen) = current.and_then(|at| record.seen.get_mut(at)) else { return answers };
+        let Some(length) = body_length(seen, buffer) else { return answers };
+        buffer.drain(..length);
+        seen.whole = true;
+        *current = None;
+        let body = if seen.head.starts_with("HEAD ") { "" } else { "ok" };
+        answers.push_str(&format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"));
     }
 }
 
