@@ -70,9 +70,9 @@ impl Case {
         matches!(self.expected, Expected::Done([400 | 405 | 431], _))
     }
 
-    /// Whether it is answered by the upstream.
-    pub(crate) fn passes(&self) -> bool {
-        matches!(self.expected, Expected::Done(statuses, _) if statuses.contains(&200))
+    /// Whether a proof, or the lack of one, makes a difference.
+    pub(crate) fn needs_proof(&self) -> bool {
+        matches!(self.expected, Expected::Done(statuses, _) if statuses.iter().any(|s| [200, 401].contains(s)))
     }
 }
 
