@@ -141,17 +141,20 @@ impl Route {
 
     /// Whether it lets nobody pass whom `other` refuses.
     fn is_as_strict_as(&self, other: &Self) -> bool {
-        let no_laxer = self.mode == other.mode
-            || self.mode == Some(Mode::Enforce)
-            || other.mode == Some(Mode::Report);
-        let access = match (&self.access, &other.access) {
-            (_, Access::Public) => true,
-            (Access::Public, Access::Allow(_)) => false,
-            (Access::Allow(own), Access::Allow(others)) => {
-                own.iter().all(|grant| others.iter().any(|other| other.includes(grant)))
-            }
+        let (Access::Allow(others), None | Some(Mode::Enforce)) = (&other.access, other.mode)
+        else {
+            return true;
         };
-        no_laxer && access
+        let Access::Allow(own) = &self.access else { return false };
+        // What a route leaves open is said elsewhere, and may be either.
+        let mode = self.mode == other.mode || self.mode == Some(Mode::Enforce);
+        let reuse = match (self.reuse, other.reuse) {
+            (own, others) if own == others => true,
+            (Some(own), others) => !own.is_looser_than(others.unwrap_or(Reuse::ONCE)),
+            (None, others) => others == Some(Reuse::Window),
+        };
+        let covered = |grant| others.iter().any(|other: &Grant| other.includes(grant));
+        mode && reuse && own.iter().all(covered)
     }
 
     fn governs_path(&self, path: &str) -> bool {
@@ -453,6 +456,21 @@ mod tests {
                 Policy::new(vec![Route::new("/", wide.clone()), Route::new("/a", narrow.clone())]);
             let got = access(&policy, "GET", "h", "/A");
             assert_eq!(got, passes.then_some(wide), "{narrow:?}");
+        }
+        for (wide, narrow, passes) in [
+            (None, None, true),
+            (None, Some(Reuse::Window), true),
+            (None, Some(Reuse::ONCE), false),
+            (Some(Reuse::ONCE), None, true),
+            (Some(Reuse::Window), None, false),
+            (Some(Reuse::Window), Some(Reuse::ONCE), false),
+            (Some(Reuse::ONCE), Some(Reuse::ONCE), true),
+        ] {
+            let [mut wider, mut narrower] =
+                ["/", "/a"].map(|path| Route::new(path, realm("staff")));
+            (wider.reuse, narrower.reuse) = (wide, narrow);
+            let got = access(&Policy::new(vec![wider, narrower]), "GET", "h", "/A");
+            assert_eq!(got.is_some(), passes, "{wide:?} {narrow:?}");
         }
         // A method that the narrower route does not cover is refused there; a report lets everybody pass.
         let mut reads = Route::new("/a", Access::Public);

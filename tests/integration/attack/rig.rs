@@ -283,9 +283,10 @@ impl Rig {
 }
 
 fn settings(upstream: &Recorder, proxy: &str, others: &str, routes: &str) -> String {
-    // `with_entries` has no other time-out that a test could wait for.
+    // All failures come from one source: soon none of its requests would be looked at.
     format!(
-        "[proxy]\nlisten = \"127.0.0.1:0\"\nh2c = true\nupstream = \"{}\"\n{proxy}\n{others}{routes}",
+        "[proxy]\nlisten = \"127.0.0.1:0\"\nh2c = true\nupstream = \"{}\"\n{proxy}\n{others}\n\
+         [throttle]\nenabled = false\n{routes}",
         upstream.address
     )
 }
