@@ -36,6 +36,8 @@ mod value;
 mod verify;
 
 use body::Fields;
+#[cfg(any(test, fuzzing))]
+pub use body::fuzz;
 use edge::{Note, RequestId};
 use error::{ApiError, json_response};
 

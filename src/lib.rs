@@ -33,6 +33,8 @@ pub mod config;
 pub mod credentials;
 pub mod directory;
 pub mod entry;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod hardening;
 pub mod logging;
 pub mod metrics;

@@ -38,6 +38,8 @@ mod response;
 mod tunnel;
 mod upstream;
 
+#[cfg(any(test, fuzzing))]
+pub use credentials::fuzz;
 pub use upstream::{UpstreamError, Upstreams};
 
 use access::{Exchange, Outcome, Passage, Rule};

@@ -482,6 +482,61 @@ fn open_with(sealer: &Sealer, row: &Row) -> Result<Zeroizing<Vec<u8>>, StoreErro
     opened.map_err(|cause| StoreError::Sealed { principal: row.principal.clone(), cause })
 }
 
+/// A stored blob: nothing opens but what was sealed for that very entry, and what a payload says is
+/// written as it was read.
+///
+/// # Panics
+/// If that does not hold.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_blob(data: &[u8]) {
+    let sealer = Sealer::new(&data_encoding::BASE64.encode(&[7; 32]), &[]).expect("a key");
+    let who = Principal::parse("alice", "staff").expect("a principal");
+    assert!(sealer.open(&who, EntryId(1), data).is_err(), "a blob that nobody sealed opens");
+    if let Ok(entry) = payload::read(EntryId(1), &who, data) {
+        let written = payload::write(&entry);
+        assert_eq!(payload::read(EntryId(1), &who, &written), Ok(entry));
+    }
+    let mut blob = sealer.seal(&who, EntryId(1), data);
+    assert_eq!(sealer.open(&who, EntryId(1), &blob).as_deref(), Ok(&data.to_vec()));
+    assert!(sealer.open(&who, EntryId(2), &blob).is_err());
+    let at = data.first().map_or(0, |first| usize::from(*first)) % blob.len();
+    blob[at] ^= 1 << (data.len() % 8);
+    assert!(sealer.open(&who, EntryId(1), &blob).is_err(), "a changed blob opens");
+}
+
+/// Records of the change log and rows, one a line as `version nonce previous keys`: a chain only ever
+/// takes what continues it, and no two keys are of one principal.
+///
+/// # Panics
+/// If that does not hold.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_log(data: &[u8]) {
+    let origin = Position { version: Version(0), nonce: Nonce(Nonce::ORIGIN.to_owned()) };
+    let mut chain = log::Chain::from(&origin);
+    for line in String::from_utf8_lossy(data).lines() {
+        let mut parts = line.splitn(4, ' ').map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        let record = log::Record {
+            version: next().parse().unwrap_or_default(),
+            nonce: next(),
+            previous: next(),
+            keys: next(),
+        };
+        let before = chain.position.clone();
+        if chain.push(record.clone()).is_ok() {
+            assert_eq!((record.version, record.previous), (before.version.0 + 1, before.nonce.0));
+        } else {
+            assert_eq!(chain.position, before);
+        }
+    }
+    for key in &chain.keys {
+        if let Some(principal) = log::principal_of(key) {
+            assert_eq!(log::key_of((&principal).into()), *key);
+        }
+    }
+    redis::fuzz(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -297,6 +297,29 @@ async fn read_multipart(bytes: Bytes, boundary: String) -> Result<Fields, ApiErr
     Ok(fields)
 }
 
+/// A body of any type: the first line is its `Content-Type`. Whatever is read has been given once, under
+/// a known name, and does not print itself.
+///
+/// # Panics
+/// If that does not hold.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let line = data.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let (kind, body) = (&data[..line], data.get(line + 1..).unwrap_or_default());
+    let mut headers = HeaderMap::new();
+    let Ok(kind) = http::HeaderValue::from_bytes(kind) else { return };
+    headers.insert(CONTENT_TYPE, kind);
+    let limits = Limits { bytes: 1 << 16, time: Duration::from_secs(60) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let read = read(&headers, Body::from(body.to_vec()), limits);
+    if let Ok(fields) = runtime.expect("a runtime").block_on(read) {
+        assert!(fields.values.keys().all(|name| KNOWN.contains(name)));
+        let shown = format!("{fields:?}").replace("[value]", "");
+        let names: usize = fields.values.keys().map(|name| name.len() + 10).sum();
+        assert!(shown.len() < 100 + names, "{shown}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -266,5 +266,24 @@ fn check_addresses(root: &Section, config: &Config) {
     }
 }
 
+/// A file's text: a configuration or problems, each with its key.
+///
+/// # Panics
+/// If a problem says nothing.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // No file of this machine is opened.
+    let Ok(table) = text.parse::<Table>() else { return };
+    if text.contains("_file") {
+        return;
+    }
+    let mut root = Section::root(table, BTreeMap::default(), Vec::new());
+    let _ = read(&mut root);
+    for problem in root.problems() {
+        assert!(!problem.message.is_empty());
+    }
+}
+
 #[cfg(test)]
 mod tests;

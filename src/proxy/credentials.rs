@@ -68,6 +68,36 @@ fn exact(value: &HeaderValue) -> Result<&str, Unclear> {
         .and_then(|text| if text.trim() == text { Ok(text) } else { Err(Unclear::Malformed) })
 }
 
+/// Headers, one a line: whoever is claimed, it is by one header of each kind, and no other one could be
+/// read as such.
+///
+/// # Panics
+/// If that does not hold.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = (&line[..colon], line.get(colon + 1..).unwrap_or_default());
+        let name = http::HeaderName::from_bytes(name);
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    let names = HeaderNames::default();
+    let Ok(claim) = read(&headers, &names) else { return };
+    for protected in [&names.name, &names.realm, &names.token] {
+        let is_it = |name: &&http::HeaderName| crate::credentials::spells(name, protected);
+        let found = headers.iter().filter(|(name, _)| is_it(name)).count();
+        assert_eq!(found, headers.get_all(protected).iter().count(), "an alias is left");
+        assert!(found <= 1 && (found == 1 || matches!(claim, Claim::Missing)));
+    }
+    if let Claim::Complete { who, .. } = claim {
+        assert_eq!(PrincipalRef::parse(who.name(), who.realm()), Ok(who));
+        assert!(!who.name().chars().chain(who.realm().chars()).any(char::is_control));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderName;
