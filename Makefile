@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test check build fmt
+.PHONY: help demo test check build fmt fuzz
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -33,3 +33,14 @@ build: ## the release binary: target/release/otpgate
 
 fmt: ## format the code
 	$(CARGO) fmt
+
+# Without a sanitizer, so that the stable toolchain will do: all that is fuzzed is safe Rust.
+FUZZ_SECONDS ?= 20
+FUZZ = PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) fuzz
+fuzz: ## run every fuzz target for a while (FUZZ_SECONDS=20 for each)
+	@tests/tools/install build
+	@test -x target/tools/bin/cargo-fuzz || $(CARGO) install cargo-fuzz --locked --root target/tools
+	$(FUZZ) build --sanitizer none
+	@set -e; for target in $$($(FUZZ) list); do \
+	    $(FUZZ) run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
+	done

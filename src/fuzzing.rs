@@ -103,6 +103,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn every_target_has_its_program() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+        for (target, _) in TARGETS {
+            let program = fuzz.join(format!("fuzz_targets/{target}.rs"));
+            let code = std::fs::read_to_string(program).unwrap();
+            assert!(code.contains(&format!("otpgate::fuzzing::{target}(data)")), "{target}");
+            assert!(manifest.contains(&format!("name = \"{target}\"")), "{target}");
+        }
+        assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+    }
+
     /// Also what fuzzing has found once stays found.
     #[test]
     fn seeds_hold() {
