@@ -449,6 +449,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::collections::hash_map::RandomState;
     use std::hash::BuildHasher;
 
@@ -520,5 +521,46 @@ mod tests {
             0,
         );
         assert!(!format!("{entry:?}").contains("JBSWY3DPEHPK3PXP"));
+    }
+
+    /// The serials of the seeds that are accepted at `at`, newest first.
+    fn accepted(entry: &Entry, at: UnixTime) -> Vec<u32> {
+        let previous = entry.previous.as_ref().filter(|previous| previous.until > at);
+        std::iter::once(entry.serial).chain(previous.map(|previous| previous.serial)).collect()
+    }
+
+    proptest! {
+        /// Whatever is rotated when: the newest seed is accepted, at most one other is, no two seeds
+        /// share a number, and none that was accepted ends without being asked for.
+        #[test]
+        fn rotations_drop_no_seed_unasked(
+            steps in proptest::collection::vec((0_u64..200, 0_u64..100, 0_u8..3), 1..30),
+        ) {
+            let who = Principal::parse("a", "b").unwrap();
+            let mut entry = Entry::new(EntryId(1), who, Seed::random(), 1000);
+            let mut now = 1000;
+            for (pause, overlap, keep) in steps {
+                now += pause;
+                let keep = [None, Some(Keep::Current), Some(Keep::Previous)][usize::from(keep)];
+                let before = accepted(&entry, now);
+                let seed = Seed::random();
+                let Ok(next) = entry.rotate(seed.clone(), overlap, keep, now) else {
+                    prop_assert!(before.len() == 2 && keep.is_none() && overlap > 0);
+                    continue;
+                };
+                let after = accepted(&next, now);
+                prop_assert_eq!(&next.seed, &seed);
+                prop_assert!(!before.contains(&next.serial));
+                prop_assert_eq!(after[0], next.serial);
+                let kept = match (overlap, keep) {
+                    (0, _) => None,
+                    (_, Some(Keep::Previous)) => before.last(),
+                    _ => before.first(),
+                };
+                prop_assert_eq!(after.get(1), kept);
+                prop_assert_eq!(accepted(&next, now + overlap), vec![next.serial]);
+                entry = next;
+            }
+        }
     }
 }
