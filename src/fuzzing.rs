@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::entry::{Name, Principal, Realm, Seed};
 use crate::otp::Token;
-use crate::policy::{Access, Authority, Governing, Grant, NormalPath, Policy, Route};
+use crate::policy::{Access, Authority, Governing, Grant, NormalPath, Policy, RequestPath, Route};
 use crate::store::url::StoreUrl;
 
 pub use crate::api::fuzz as body;
@@ -15,8 +15,11 @@ pub use crate::config::load::fuzz as config;
 pub use crate::proxy::fuzz as credentials;
 pub use crate::store::{fuzz_blob as blob, fuzz_log as log};
 
-/// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+/// A target's name, and what it runs.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 7] = [
     ("credentials", credentials),
     ("path", path),
     ("body", body),
@@ -42,18 +45,27 @@ pub fn path(data: &[u8]) {
         Route::new("/admin", Access::Allow(vec![Grant::Realm(realm)])),
         Route::new("/admin/open", Access::Public),
     ]);
+    let path = RequestPath::Normal(path.clone());
     let Governing::Route(route) = policy.govern("GET", "h", &path) else { return };
     // However little an upstream minds, what it takes for the closed part is not open here.
     let mut read = sent.to_owned();
     for _ in 0..4 {
         read = resolve(&percent_decode_str(&read).decode_utf8_lossy());
-        let closed = below(&read, "/admin") && !below(&read, "/admin/open");
-        assert!(!(closed && route.is_public()), "{sent} is public, and {read} to an upstream");
+        for read in [&read, &careless(&read)] {
+            let closed = below(read, "/admin") && !below(read, "/admin/open");
+            assert!(!(closed && route.is_public()), "{sent} is public, and {read} to an upstream");
+        }
     }
 }
 
 fn below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// As file systems do that mind neither case nor what ends a name.
+fn careless(path: &str) -> String {
+    let name = |segment: &str| segment.trim_end_matches(['.', ' ']).to_ascii_lowercase();
+    path.split('/').map(name).collect::<Vec<_>>().join("/")
 }
 
 /// RFC 3986 section 5.2.4, without parameters and empty segments, backslashes as slashes.
