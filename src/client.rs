@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::entry::{Name, Realm, Seed};
+use crate::entry::{Name, Realm, Seed, is_unprintable};
 use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
@@ -378,11 +378,7 @@ fn detail_of(body: &[u8]) -> String {
 #[must_use]
 pub fn printable(text: &str) -> String {
     text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
+        .map(|c| if is_unprintable(c) { c.escape_default().to_string() } else { c.to_string() })
         .collect()
 }
 
@@ -431,7 +427,7 @@ mod tests {
             "name: Too long. Null.; realm: Blank."
         );
         assert_eq!(detail_of(b"<html>"), "(no explanation)");
-        assert_eq!(detail_of(br#"{"detail":"\u001b[2Ja"}"#), "\\u{1b}[2Ja");
+        assert_eq!(detail_of(br#"{"detail":"\u001b[2Ja\u202e"}"#), "\\u{1b}[2Ja\\u{202e}");
         assert_eq!(
             detail_of(format!("{{\"detail\":\"{}\"}}", "x".repeat(999)).as_bytes()).len(),
             500

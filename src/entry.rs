@@ -46,16 +46,18 @@ fn check_label(text: &str) -> Result<&str, Invalid> {
     if text.contains('\0') {
         return Err(Invalid::Null);
     }
-    if text.chars().any(|c| c.is_control() || is_invisible(c)) {
+    if text.chars().any(is_unprintable) {
         return Err(Invalid::Control);
     }
     Ok(text)
 }
 
-/// Format characters that make two names look alike: zero-width, bidirectional, line separators,
-/// soft hyphen, BOM.
-fn is_invisible(c: char) -> bool {
-    matches!(c,
+/// Whether a character is a control or an invisible one. Those are format characters that make two texts
+/// look alike: zero-width, bidirectional, line separators, soft hyphen, BOM.
+#[must_use]
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }

@@ -32,6 +32,7 @@ pub use body_watch::BodyWatch;
 pub use client::{client_address, is_trusted};
 pub use connection::{Connection, new_request_id, refusal_body};
 pub use guard::BodyTooSlow;
+pub use sources::source_of;
 pub use tls::{Certificate, TlsError};
 
 use self::http::Driven;

@@ -11,7 +11,7 @@
 //! counts for itself.
 
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::ThrottleConfig;
 use crate::entry::{EntryId, PrincipalRef};
 use crate::metrics::Metrics;
+use crate::net::source_of;
 use crate::store::ledger::MAX_LEDGER_BATCH;
 use crate::store::{Failure, Quota, Store};
 
@@ -62,14 +63,7 @@ impl Source {
     /// The source behind a peer's address; `None`: a Unix socket.
     #[must_use]
     pub fn of(address: Option<IpAddr>) -> Self {
-        match address.map(|address| address.to_canonical()) {
-            None => Self::Local,
-            Some(IpAddr::V6(v6)) => {
-                let network = v6.to_bits() & (u128::MAX << 64);
-                Self::Address(IpAddr::V6(Ipv6Addr::from_bits(network)))
-            }
-            Some(v4) => Self::Address(v4),
-        }
+        address.map_or(Self::Local, |address| Self::Address(source_of(address)))
     }
 }
 

@@ -11,13 +11,14 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::Api;
 use super::audit::{self, Subject};
 use super::error::ApiError;
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
-use crate::net::{Connection, new_request_id};
+use crate::net::{Connection, client_address, new_request_id};
 use crate::policy::Authority;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -59,8 +60,10 @@ pub(super) async fn edge(
 ) -> Response {
     let start = api.clock.now();
     let id = RequestId(new_request_id());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let peer = request.extensions().get::<Arc<Connection>>().and_then(|c| c.peer());
+    // Nothing but ASCII, as the proxy shows paths: others hide or reorder text.
+    let path = utf8_percent_encode(request.uri().path(), CONTROLS).to_string();
+    let method = request.method().clone();
+    let client = client_of(&api, &request);
     request.extensions_mut().insert(id.clone());
     let management = audit::management(&request);
 
@@ -82,13 +85,13 @@ pub(super) async fn edge(
     let took = api.clock.now().monotonic.saturating_duration_since(start.monotonic);
     api.metrics.request("api", action, outcome);
     if let Some(action) = management {
-        audit::log(action, &note, outcome, &id, peer);
+        audit::log(action, &note, outcome, &id, client);
     }
     tracing::info!(
         target: ACCESS,
         listener = "api",
         request_id = id.as_str(),
-        client = peer.map(tracing::field::display),
+        client = client.map(tracing::field::display),
         method = method.as_str(),
         path,
         status = response.status().as_u16(),
@@ -100,6 +103,13 @@ pub(super) async fn edge(
         duration_ms = millis(took),
     );
     response
+}
+
+/// Where a request comes from, behind trusted proxies; `None`: a Unix socket.
+fn client_of(api: &Api, request: &Request) -> Option<IpAddr> {
+    let connection = request.extensions().get::<Arc<Connection>>();
+    let peer = connection.and_then(|connection| connection.peer());
+    client_address(request.headers(), peer, &api.config.trusted_proxies)
 }
 
 /// Refuses names of other hosts, and pages of other hosts in a browser. No page has business here: there

@@ -1,13 +1,15 @@
 //! Settings that work and are unsafe: `otpgate check` names them, `otpgate serve` logs them at its start.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{Address, ApiConfig, Config, Listen, Sealing, StoreConfig};
+use super::{Address, ApiConfig, AuditTo, Config, Listen, Sealing, StoreConfig, ThrottleConfig};
 use crate::directory::RealmRules;
 use crate::otp::Reuse;
 use crate::policy::{Access, Grant, Mode, Route};
@@ -16,6 +18,13 @@ use crate::store::url::{RedisUrl, StoreUrl, Topology};
 
 /// More time steps than these on either side are worth a warning: RFC 6238 section 5.2 recommends one.
 const USUAL_SKEW_STEPS: u8 = 1;
+
+/// A longer `store.max_stale` is worth a warning: failovers are over by then.
+const USUAL_MAX_STALE: Duration = Duration::from_secs(5 * 60);
+/// More guesses than these in a day are worth a warning: with 6 digits and a skew of 1, one in 33 days is
+/// right with so many.
+const USUAL_GUESSES: u64 = 10_000;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// An unsafe setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +63,8 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
     let mut found = Found::default();
     proxy(&mut found, config);
     api(&mut found, &config.api);
-    found.add_if(
-        is_plain_beyond_loopback(&config.ops.listen),
-        "ops.listen",
-        "others than this machine reach it without TLS: metrics and health can be read and forged on the way",
-    );
+    // Nothing of the ops listener is secret, and a pod must open it to kubelet.
+    tls_keys(&mut found, "ops", &config.ops.listen);
     store(&mut found, &config.store);
     skew(&mut found, "totp", &config.rules.default);
     let default = config.rules.default.skew_steps;
@@ -67,11 +73,7 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
     for (name, rules) in realms.into_iter().filter(|(_, rules)| rules.skew_steps != default) {
         skew(&mut found, &format!("realms.{name}"), rules);
     }
-    found.add_if(
-        !config.throttle.enabled,
-        "throttle.enabled",
-        "wrong tokens cost nothing: who may try often enough guesses a right one",
-    );
+    throttle(&mut found, &config.throttle);
     log(&mut found, config);
     found.add_if(
         config.process.core_dumps,
@@ -87,10 +89,11 @@ fn proxy(found: &mut Found, config: &Config) {
     }
     let report = "nothing is refused: requests without proof are forwarded, without identity";
     found.add_if(config.proxy.mode == Mode::Report, "proxy.mode", report);
+    tls_keys(found, "proxy", &config.proxy.listen);
     found.add_if(
-        config.proxy.trusted_proxies.iter().any(is_everybody),
+        config.proxy.trusted_proxies.iter().any(is_nearly_everybody),
         "proxy.trusted_proxies",
-        "everybody is trusted to say where a request came from: name your proxies alone",
+        "nearly everybody is trusted to say where a request came from: name your proxies alone",
     );
     for (i, route) in config.routes.iter().enumerate() {
         if route.access == Access::Public && route.prefix.is_empty() {
@@ -130,10 +133,11 @@ fn api(found: &mut Found, api: &ApiConfig) {
         "api.listen",
         "others than this machine reach it without TLS: tokens and seeds can be read on the way",
     );
+    tls_keys(found, "api", &api.listen);
     found.add_if(
-        !api.listen.is_empty() && api.trusted_proxies.iter().any(is_everybody),
+        !api.listen.is_empty() && api.trusted_proxies.iter().any(is_nearly_everybody),
         "api.trusted_proxies",
-        "everybody is trusted to say what a request was: name your proxies alone",
+        "nearly everybody is trusted to say where a request came from: name your proxies alone",
     );
     let is_open = beyond_loopback(&api.listen).next().is_some();
     found.add_if(
@@ -154,6 +158,11 @@ fn store(found: &mut Found, store: &StoreConfig) {
         StoreUrl::Sqlite(path) => sqlite(found, path),
         StoreUrl::Redis(url) => redis(found, url),
     }
+    found.add_if(
+        store.max_stale > USUAL_MAX_STALE,
+        "store.max_stale",
+        "a gate that has lost the store accepts deleted and disabled entries for so long",
+    );
     match &store.sealing {
         Sealing::Off => {
             found.add(
@@ -215,6 +224,16 @@ fn public_key_files(found: &mut Found, key: &str, files: &[PathBuf]) {
     }
 }
 
+fn tls_keys(found: &mut Found, section: &str, listen: &[Listen]) {
+    let files: BTreeSet<_> =
+        listen.iter().filter_map(|one| Some(&one.tls.as_ref()?.files.key_file)).collect();
+    for path in files.into_iter().filter(|path| is_world_readable(path)) {
+        let text =
+            format!("every user of this machine may read the private key `{}`", path.display());
+        found.add(format!("{section}.tls_key_file"), text);
+    }
+}
+
 fn skew(found: &mut Found, section: &str, rules: &RealmRules) {
     if rules.skew_steps > USUAL_SKEW_STEPS {
         let tokens = 2 * u32::from(rules.skew_steps) + 1;
@@ -226,6 +245,21 @@ fn skew(found: &mut Found, section: &str, rules: &RealmRules) {
     }
 }
 
+fn throttle(found: &mut Found, throttle: &ThrottleConfig) {
+    if !throttle.enabled {
+        let text = "wrong tokens cost nothing: who may try often enough guesses a right one";
+        return found.add("throttle.enabled", text);
+    }
+    for (key, quota) in [("per_source", throttle.per_source), ("per_entry", throttle.per_entry)] {
+        let later = DAY.as_nanos() / quota.interval().as_nanos();
+        let guesses = u64::from(quota.failures) + u64::try_from(later).unwrap_or(u64::MAX);
+        if guesses > USUAL_GUESSES {
+            let text = format!("allows {guesses} guesses at the tokens of one name in a day");
+            found.add(format!("throttle.{key}"), text);
+        }
+    }
+}
+
 fn log(found: &mut Found, config: &Config) {
     let filter = EnvFilter::builder().parse_lossy(&config.log.level);
     let finest = filter.max_level_hint().unwrap_or(LevelFilter::TRACE);
@@ -234,6 +268,15 @@ fn log(found: &mut Found, config: &Config) {
         "log.level",
         "below `info` the log is for developers: it grows with every request and tells about callers",
     );
+    if let AuditTo::File(path) = &config.log.audit {
+        let (key, shown) = ("log.audit", path.display());
+        if is_world_readable(path) {
+            found.add(key, format!("every user of this machine may read `{shown}`: use mode 0600"));
+        }
+        if is_world_writable(directory_of(path)) {
+            found.add(key, format!("every user of this machine may put files beside `{shown}`"));
+        }
+    }
 }
 
 fn beyond_loopback(listen: &[Listen]) -> impl Iterator<Item = &Listen> {
@@ -247,8 +290,12 @@ fn is_plain_beyond_loopback(listen: &[Listen]) -> bool {
     beyond_loopback(listen).any(|one| one.tls.is_none())
 }
 
-fn is_everybody(network: &IpNet) -> bool {
-    network.prefix_len() == 0
+/// Whether a network is wider than any private one is.
+fn is_nearly_everybody(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() < 8,
+        IpNet::V6(v6) => v6.prefix_len() < 7,
+    }
 }
 
 #[cfg(test)]
@@ -284,13 +331,17 @@ mod tests {
                 &["proxy.trusted_proxies"],
             ),
             ("[proxy]\ntrusted_proxies = '::/0'\n", &["proxy.trusted_proxies"]),
-            ("[proxy]\ntrusted_proxies = '10.0.0.0/8'\n", &[]),
+            (
+                "[proxy]\ntrusted_proxies = ['0.0.0.0/1', '128.0.0.0/1']\n",
+                &["proxy.trusted_proxies"],
+            ),
+            ("[proxy]\ntrusted_proxies = ['10.0.0.0/8', 'fc00::/7']\n", &[]),
             ("[api]\ntrusted_proxies = '0.0.0.0/0'\n", &["api.trusted_proxies"]),
             (api, &["api.listen", "api.allowed_hosts", "api.reveal_seeds"]),
             (&format!("{api}allowed_hosts = 'a'\nreveal_seeds = false\n"), &["api.listen"]),
             ("[api]\nlisten = ['127.0.0.9:1', '[::1]:1', 'unix:/x']\n", &[]),
             ("[api]\nlisten = '[::ffff:127.0.0.1]:1'\n", &[]),
-            ("[ops]\nlisten = ['127.0.0.1:1', '[::]:1']\n", &["ops.listen"]),
+            ("[ops]\nlisten = ['127.0.0.1:1', '[::]:1']\n", &[]),
             ("[[route]]\npath = '/'\npublic = true\n", &["route[0].public"]),
             ("[[route]]\npath = '/x'\npublic = true\n", &[]),
             (
@@ -304,6 +355,14 @@ mod tests {
             ("[log]\nlevel = 'warn,otpgate=trace'\n", &["log.level"]),
             ("[log]\nlevel = 'warn'\n", &[]),
             ("[throttle]\nenabled = false\n", &["throttle.enabled"]),
+            ("[throttle]\nper_source = { failures = 5, per = '1m' }\n", &[]),
+            ("[throttle]\nper_source = { failures = 10, per = '1m' }\n", &["throttle.per_source"]),
+            (
+                "[throttle]\nper_entry = { failures = 10000, per = '30days' }\n",
+                &["throttle.per_entry"],
+            ),
+            ("[store]\nmax_stale = '5m'\n", &[]),
+            ("[store]\nmax_stale = '301s'\n", &["store.max_stale"]),
             (
                 "[totp]\nreuse = 'once'\n[[route]]\npath = '/'\nallow = '*'\nreuse = 'window'\n",
                 &["route[0].reuse"],
@@ -340,6 +399,14 @@ mod tests {
         config.api.listen[0].tls =
             Some(TlsFiles { cert_file: "a".into(), key_file: "b".into() }.into());
         assert_eq!(warnings(&config), []);
+        let key = tempfile::NamedTempFile::new().unwrap();
+        let files = TlsFiles { cert_file: "a".into(), key_file: key.path().into() };
+        config.api.listen[0].tls = Some(files.into());
+        config.ops.listen = vec![config.api.listen[0].clone(), config.api.listen[0].clone()];
+        assert_eq!(warnings(&config), []);
+        fs::set_permissions(key.path(), Permissions::from_mode(0o644)).unwrap();
+        let named: Vec<_> = warnings(&config).into_iter().map(|warning| warning.key).collect();
+        assert_eq!(named, ["api.tls_key_file", "ops.tls_key_file"]);
     }
 
     #[test]
@@ -366,6 +433,14 @@ mod tests {
         mode(&database, 0o600);
         mode(folder.path(), 0o777);
         assert_eq!(keys(&text), ["store.url"]);
+        let audit = folder.path().join("audit");
+        let text = format!("[log]\naudit = 'file:{}'\n", audit.display());
+        assert_eq!(keys(&text), ["log.audit"]);
+        mode(folder.path(), 0o700);
+        assert_eq!(keys(&text), [""; 0]);
+        fs::write(&audit, "").unwrap();
+        mode(&audit, 0o644);
+        assert_eq!(keys(&text), ["log.audit"]);
     }
 
     #[test]

@@ -67,8 +67,10 @@ impl Drop for Held {
     }
 }
 
-fn source_of(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
+/// What one client is known by: an IPv4 address, or the network of its IPv6 address.
+#[must_use]
+pub fn source_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & SUBSCRIBER).into(),
     }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
-use super::{Backend, Feed, Mutation, Row, StoreError, Version, private_file};
+use super::{Backend, Feed, Mutation, Row, StoreError, Version};
 use crate::clock::Clock;
 use crate::entry::{EntryId, PrincipalRef};
 
@@ -97,14 +97,6 @@ impl Backend for Sqlite {
         let path = self.path.clone();
         let db = blocking(move || Db::open(&path)).await?;
         Ok(Box::new(feed::SqliteFeed::new(db, self.wake.clone(), clock)))
-    }
-
-    async fn warnings(&self) -> Vec<String> {
-        let path = self.path.display();
-        let open = private_file::is_world_readable(&self.path);
-        open.then(|| format!("every user of this machine may read {path}: `chmod 600` it"))
-            .into_iter()
-            .collect()
     }
 }
 

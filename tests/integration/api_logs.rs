@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api_harness::*;
 use crate::log_lines::{Lines, collect};
+use crate::peers::wire::Connection;
 
 #[tokio::test]
 async fn every_request_leaves_a_line_and_no_secret() {
@@ -181,5 +182,49 @@ async fn lines_of_text_cannot_be_forged() {
         }
         assert_eq!(plain.matches(" outcome=").count(), 1, "{line}");
         assert!(plain.matches(" id=").count() <= 1 && !line.contains('\u{1b}'), "{line}");
+    }
+}
+
+/// JSON leaves characters as they are that hide or reorder what a reader sees; paths may hold any.
+#[tokio::test]
+async fn lines_show_paths_in_plain_characters() {
+    let lines = Lines::default();
+    let subscriber =
+        tracing_subscriber::fmt().json().flatten_event(true).with_writer(lines.writer()).finish();
+    let _guard = collect(subscriber);
+    let gate = Gate::start().await;
+    let path = "/\u{2028}\u{9b}2J\u{202e}ü\u{feff}";
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", gate.address);
+    let answer = Connection::to(gate.address).await.ask(head).await.unwrap();
+    assert_eq!(answer.status, 404);
+    let text = lines.text();
+    let line = text.lines().find(|line| line.contains("otpgate::access")).unwrap();
+    assert!(line.contains(r#""path":"/%E2%80%A8%C2%9B2J%E2%80%AE%C3%BC%EF%BB%BF""#), "{line}");
+    assert!(line.is_ascii(), "{line}");
+}
+
+#[tokio::test]
+async fn lines_name_the_client_behind_a_trusted_proxy() {
+    for (trusted, shown) in [("127.0.0.0/8", "192.0.2.7"), ("10.0.0.0/8", "127.0.0.1")] {
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(lines.writer())
+            .finish();
+        let _guard = collect(subscriber);
+        let mut setup = Setup::default();
+        setup.api.trusted_proxies = vec![trusted.parse().unwrap()];
+        let gate = Gate::start_with(setup).await;
+        let list = gate.request("GET", "/ungleichotp/").header("X-Forwarded-For", "192.0.2.7");
+        assert_eq!(list.json(&body_of(ADMIN, json!({}))).send().await.unwrap().status(), 200);
+        let text = lines.text();
+        let ours: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &Value| line["request_id"].is_string())
+            .collect();
+        assert_eq!(ours.len(), 2, "an audit event and an access line: {text}");
+        assert!(ours.iter().all(|line| line["client"] == shown), "{text}");
     }
 }

@@ -1,5 +1,6 @@
 //! The command line, as typed.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use serde_json::Value;
@@ -114,6 +115,19 @@ fn check_is_content_with_the_shipped_configuration_and_with_none() {
     }
 }
 
+/// Callers and kubelet come over the network; the rest is the default.
+#[test]
+fn check_is_content_with_a_gate_in_a_pod() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.write(
+        "pod.toml",
+        "[proxy]\nlisten = '0.0.0.0:8080'\ntrusted_proxies = '10.0.0.0/8'\n\
+         [ops]\nlisten = '[::]:9464'\n[log]\nformat = 'json'\naudit = 'stdout'\n",
+    );
+    let output = run(&["check", "--strict", "--config", pod.to_str().unwrap()]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+}
+
 #[test]
 fn check_names_unsafe_settings_and_serve_logs_the_same() {
     let sandbox = Sandbox::new();
@@ -161,6 +175,19 @@ fn check_names_unsafe_settings_and_serve_logs_the_same() {
         })
         .collect();
     assert_eq!(logged, named);
+}
+
+#[tokio::test]
+async fn serve_warns_of_a_thing_once() {
+    let sandbox = Sandbox::with_entries();
+    let database = sandbox.path("otpgate.db");
+    std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let gate = sandbox.serve("").ready().await;
+    gate.signal(libc::SIGTERM);
+    gate.wait_for_log(|line| line["message"] == "stopped").unwrap();
+    let log = gate.log_text();
+    let told = log.lines().filter(|line| line.contains("every user of this machine may read"));
+    assert_eq!(told.count(), 1, "{log}");
 }
 
 #[test]

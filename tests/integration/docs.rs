@@ -1,10 +1,12 @@
 //! Documents that must not drift from the code.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use otpgate::config::load::load;
 
-use crate::harness::{Sandbox, stderr, stdout};
+use crate::harness::{Sandbox, run, stderr, stdout};
 use crate::peers::echo::Echo;
 
 fn read(path: &str) -> String {
@@ -109,8 +111,16 @@ fn the_manual_names_every_setting() {
 fn the_readme_example_works() {
     let readme = read("README.md");
     let example = readme.split("```toml").nth(1).unwrap().split("```").next().unwrap();
-    let config = load_text(example).unwrap();
-    assert_eq!(config.routes.len(), 2);
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path("");
+    let example = example.replace("/etc/otpgate", folder.to_str().unwrap());
+    sandbox.write("redis-password", "secret");
+    sandbox.write("store.key", &data_encoding::BASE64.encode(&[7; 32]));
+    std::fs::set_permissions(sandbox.path("store.key"), Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(load_text(&example).unwrap().routes.len(), 2);
+    let config = sandbox.write("example.toml", &example);
+    let checked = run(&["check", "--strict", "--config", config.to_str().unwrap()]);
+    assert!(checked.status.success() && checked.stderr.is_empty(), "{}", stderr(&checked));
 }
 
 /// The lines of README, in its order, in one shell; a gate on free ports stands for the default one.
