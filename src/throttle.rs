@@ -220,18 +220,18 @@ impl Throttle {
             return;
         }
         let (keys, at) = (self.keys(who, source), self.since_origin(now));
-        let quota = self.config.per_source;
-        let level = self.pairs.update(keys.pair, |level| quota.after_failure(level, at));
-        if let (Some(id), false) = (id, quota.closed_for(level, at).is_zero()) {
-            log_closed(who, source, id);
-        }
+        let fail = |table: &Table, key, quota: Quota| {
+            let level = table.update(key, |level| quota.after_failure(level, at));
+            !quota.closed_for(level, at).is_zero()
+        };
+        let closed = |scope, is: bool| is.then(|| log_closed(scope, who, source, id));
+        closed(Scope::Source, fail(&self.pairs, keys.pair, self.config.per_source));
         // A source that is known under this name is held by its own bucket alone.
         let is_known = self.successes.get(keys.pair) > at;
         if !is_known {
-            self.names.update(keys.name, |level| self.config.per_entry.after_failure(level, at));
+            closed(Scope::Entry, fail(&self.names, keys.name, self.config.per_entry));
             if !matches!(source, Source::Service(_)) {
-                let quota = self.config.per_address;
-                self.sources.update(keys.source, |level| quota.after_failure(level, at));
+                closed(Scope::Address, fail(&self.sources, keys.source, self.config.per_address));
             }
         }
         if id.is_some() {
@@ -399,8 +399,14 @@ impl Throttle {
     }
 }
 
-/// From here on the tokens of an existing entry are not looked at, if they come from `source`.
-fn log_closed(who: PrincipalRef<'_>, source: Source, id: EntryId) {
+/// From here on tokens are not looked at. Only names of existing entries are told: others are anybody's
+/// text. What opens again does so by itself, and makes no event.
+fn log_closed(scope: Scope, who: PrincipalRef<'_>, source: Source, id: Option<EntryId>) {
+    let entry = match (scope, id) {
+        (Scope::Address, _) => None,
+        (_, Some(id)) => Some((id, who.to_owned())),
+        (_, None) => return,
+    };
     let (client, caller) = match source {
         Source::Address(address) => (Some(address), None),
         Source::Local => (None, None),
@@ -409,10 +415,11 @@ fn log_closed(who: PrincipalRef<'_>, source: Source, id: EntryId) {
     Event {
         action: "throttle",
         outcome: "closed",
+        reason: Some(scope.as_str()),
         caller,
         client,
-        id: Some(id),
-        subject: Some(&who.to_owned()),
+        id: entry.as_ref().map(|(id, _)| *id),
+        subject: entry.as_ref().map(|(_, who)| who),
         ..Event::default()
     }
     .log();

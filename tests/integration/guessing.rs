@@ -76,6 +76,45 @@ async fn guessing_is_stopped_and_looks_the_same_for_every_name() {
     assert!(!gate.log_text().contains("\"nobody\""), "names that prove nothing are not logged");
 }
 
+/// One event each time a bucket closes; names that do not exist are in none.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_tells_which_bucket_closed() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let quotas = "[throttle]\nper_source = { failures = 2, per = '1h' }\n\
+                  per_entry = { failures = 3, per = '1h' }\nper_address = { failures = 4, per = '1h' }\n";
+    let gate = start(&sandbox, &echo, "trusted_proxies = ['127.0.0.1']\n", quotas).await;
+    for (name, from) in [
+        ("alice", "192.0.2.1"),
+        ("alice", "192.0.2.1"),
+        ("alice", "192.0.2.2"),
+        ("alice", "192.0.2.3"),
+        ("nobody", "192.0.2.4"),
+        ("nobody", "192.0.2.4"),
+        ("no-one", "192.0.2.4"),
+        ("no-one", "192.0.2.4"),
+    ] {
+        let call = gate.call("/", name, "shop", &wrong_token(ALICE));
+        answer(call.header("X-Forwarded-For", from)).await;
+    }
+    gate.signal(libc::SIGTERM);
+    gate.wait_for_log(|line| line["outcome"] == "stopped").unwrap();
+    let log = gate.log_text();
+    let told: Vec<_> = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["action"] == "throttle")
+        .map(|e| {
+            ["reason", "client", "name"].map(|field| e[field].as_str().unwrap_or("-").to_owned())
+        })
+        .collect();
+    let expected = [
+        ["source", "192.0.2.1", "alice"],
+        ["entry", "192.0.2.2", "alice"],
+        ["address", "192.0.2.4", "-"],
+    ];
+    assert_eq!(told, expected, "{log}");
+}
+
 /// After the time that was told, the next token is looked at.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_as_long_as_told_is_enough() {
