@@ -36,11 +36,16 @@ fmt: ## format the code
 
 # Without a sanitizer, so that the stable toolchain will do: all that is fuzzed is safe Rust.
 FUZZ_SECONDS ?= 20
+FUZZ_TARGETS ?= $$($(FUZZ) list)
 FUZZ = PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) fuzz
-fuzz: ## run every fuzz target for a while (FUZZ_SECONDS=20 for each)
-	@tests/tools/install build
-	@test -x target/tools/bin/cargo-fuzz || $(CARGO) install cargo-fuzz --locked --root target/tools
+# What is found goes to target/corpus, so that fuzz/corpus stays a choice of seeds.
+fuzz: ## run fuzz targets for a while (FUZZ_SECONDS=20 for each, FUZZ_TARGETS="path log": these alone)
+	@tests/tools/install fuzz
+	@test -x target/tools/bin/cargo-fuzz || \
+	    $(CARGO) install cargo-fuzz@0.13.2 --locked --root target/tools
 	$(FUZZ) build --sanitizer none
-	@set -e; for target in $$($(FUZZ) list); do \
-	    $(FUZZ) run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p target/corpus/$$target; \
+	    $(FUZZ) run --sanitizer none $$target target/corpus/$$target fuzz/corpus/$$target -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
 	done

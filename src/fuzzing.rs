@@ -111,6 +111,7 @@ pub fn text(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::path::Path;
 
     use super::*;
@@ -126,6 +127,26 @@ mod tests {
             assert!(manifest.contains(&format!("name = \"{target}\"")), "{target}");
         }
         assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+    }
+
+    /// Cargo would add what is missing there, and leave a changed file behind.
+    #[test]
+    fn the_lock_file_of_the_targets_knows_every_dependency() {
+        let read = |path: &str| -> toml::Table {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            std::fs::read_to_string(path).unwrap().parse().unwrap()
+        };
+        let (manifest, lock) = (read("Cargo.toml"), read("fuzz/Cargo.lock"));
+        let packages = lock["package"].as_array().unwrap();
+        let otpgate = packages.iter().find(|p| p["name"].as_str() == Some("otpgate")).unwrap();
+        let locked: HashSet<_> = otpgate["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|package| package.as_str().unwrap().split(' ').next().unwrap())
+            .collect();
+        let named = manifest["dependencies"].as_table().unwrap().keys().map(String::as_str);
+        assert_eq!(locked, named.collect());
     }
 
     /// Also what fuzzing has found once stays found.
