@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use otpgate::config::load::load;
+use otpgate::store::Quota;
 
 use crate::harness::{Sandbox, run, stderr, stdout};
 use crate::peers::echo::Echo;
@@ -160,9 +161,15 @@ async fn the_readme_lines_work_when_pasted() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    for document in
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/operations.md", "docs/conformance.md"]
-    {
+    for document in [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/operations.md",
+        "docs/conformance.md",
+        "docs/requests.md",
+    ] {
         for link in read(document).split("](").skip(1) {
             let target = link.split([')', '#']).next().unwrap();
             if !target.is_empty() && !target.contains("://") {
@@ -171,4 +178,51 @@ fn links_between_documents_lead_somewhere() {
             }
         }
     }
+}
+
+/// Numbers that people rely on are those of the defaults.
+#[test]
+fn the_documents_tell_the_bounds_of_the_defaults() {
+    let config = load_text("").unwrap();
+    let throttle = config.throttle;
+    let day = |quota: Quota| 86_400 / quota.interval().as_secs();
+    let first = |quota: Quota| u64::from(quota.failures) + day(quota);
+    let (entry, source) = (throttle.per_entry, throttle.per_source);
+    let steps = u64::from(config.rules.default.skew_steps) * 2 + 1;
+    let params = config.rules.default.params;
+    let hit = (first(entry) * steps) as f64 / 10_f64.powi(params.digits.into()) * 100.0;
+    let (seconds, stale) = (steps * u64::from(params.step_seconds), config.store.max_stale);
+    let told = [
+        ("SECURITY.md", format!("{} at once, then 400 a day", entry.failures)),
+        (
+            "SECURITY.md",
+            format!("{} times on the first day and {} times", first(entry), day(entry)),
+        ),
+        ("SECURITY.md", format!("probability of {hit:.2} %")),
+        ("SECURITY.md", format!("{} at once, then one a minute", source.failures)),
+        (
+            "SECURITY.md",
+            format!(
+                "{} at once, then one in {} s",
+                throttle.per_address.failures,
+                throttle.per_address.interval().as_secs()
+            ),
+        ),
+        ("SECURITY.md", format!("{steps} of 1,000,000 tokens")),
+        ("SECURITY.md", format!("({seconds} seconds by default)")),
+        ("SECURITY.md", format!("`store.max_stale` | {} s", stale.as_secs())),
+        ("README.md", format!("({seconds} seconds in all; `totp.skew`)")),
+        ("README.md", format!("`store.max_stale` ({} s)", stale.as_secs())),
+        (
+            "docs/operations.md",
+            format!("{} times on the first day and {} times", first(entry), day(entry)),
+        ),
+        ("docs/operations.md", format!("probability of {hit:.2} %")),
+    ];
+    for (document, text) in told {
+        let words = read(document).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&text), "{document} does not say `{text}`");
+    }
+    let known = first(source);
+    assert_eq!((known, day(entry), source.interval().as_secs()), (1450, 400, 60));
 }
