@@ -183,6 +183,24 @@ mod tests {
         }
     }
 
+    /// In a process of its own: the hook is the process's.
+    #[test]
+    fn panics_are_logged_without_their_message() {
+        const CHILD: &str = "OTPGATE_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            tracing_subscriber::fmt().with_writer(io::stderr).init();
+            log_panics(std::sync::Arc::new(crate::metrics::Metrics::new([])));
+            panic!("token {}", 12_345_678);
+        }
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "logging::tests::panics_are_logged_without_their_message"]);
+        let output = child.arg("--nocapture").env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success());
+        assert!(said.contains("panic: a bug") && said.contains("src/logging.rs:"), "{said}");
+        assert!(!said.contains("12345678"), "{said}");
+    }
+
     #[test]
     fn durations_are_short() {
         for (nanos, text) in
