@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use crate::entry::{Name, Principal, Realm, Seed};
 use crate::otp::Token;
 use crate::policy::{Access, Authority, Governing, Grant, NormalPath, Policy, RequestPath, Route};
+use crate::secret::Secret;
 use crate::store::url::StoreUrl;
 
 pub use crate::api::fuzz as body;
@@ -105,7 +106,13 @@ pub fn text(data: &[u8]) {
         assert!((6..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()));
     }
     if let Ok(url) = StoreUrl::parse(text) {
-        let _ = url.to_string();
+        let mut other = url.clone();
+        if let StoreUrl::Redis(redis) = &mut other
+            && let Some(password) = &mut redis.password
+        {
+            *password = Secret::new("another".to_owned());
+        }
+        assert_eq!(url.to_string(), other.to_string(), "the password shows");
     }
 }
 

@@ -21,7 +21,7 @@ use crate::seal::{SealError, Sealer};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A key or certificate file cannot be read or made.
-    #[error("{}: {cause}", path.display())]
+    #[error("cannot use the file `{}`: {cause}", path.display())]
     File {
         /// Which one.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum OpenError {
         cause: io::Error,
     },
     /// A key file holds no key.
-    #[error("{} {cause}", path.display())]
+    #[error("`{}` {cause}", path.display())]
     Key {
         /// Which one.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum OpenError {
     },
     /// The database is there, its key is not.
     #[error(
-        "the sealing key {} is missing, though the database {} is there: restore the key from a backup, without it no entry opens",
+        "the sealing key `{}` is missing, though the database `{}` is there: restore the key from a backup, without it no entry opens",
         key.display(), database.display()
     )]
     KeyLost {
@@ -265,7 +265,7 @@ mod tests {
         };
         for refused in [with(&bad, &[]), with(&good, &[&bad])] {
             let text = refusal(&refused);
-            assert!(text.contains("/bad is not a sealing key"), "{text}");
+            assert!(text.contains("/bad` is not a sealing key"), "{text}");
             assert!(!text.contains("s3cr3t"), "{text}");
         }
         assert!(Store::open(&with(&good, &[])).is_ok());
