@@ -6,199 +6,22 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum as _};
-use serde_json::{Map, Value, json};
+use clap::ValueEnum as _;
+use serde_json::{Map, json};
 
-use crate::client::{
-    Client, ClientError, ClientTls, Credentials, Filter, Proof, ShownEntry, printable,
-};
+use crate::client::{Client, ClientError, ClientTls, Credentials, Filter, Proof};
 use crate::clock::{Clock, SystemClock};
-use crate::entry::{Keep, Name, Realm, Seed};
+use crate::entry::{Name, Realm, Seed};
 use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
-/// Arguments of `otpgate client`.
-#[derive(Args, Debug)]
-pub struct ClientArgs {
-    #[command(flatten)]
-    server: ServerArgs,
-    #[command(subcommand)]
-    command: ClientCommand,
-}
+mod args;
+mod show;
 
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Server and caller")]
-struct ServerArgs {
-    /// The server, such as https://otp.example or unix:/run/otpgate/api.sock [env: OTPGATE_SERVER_URL, UNGLEICHOTPSERVER]
-    #[arg(long, global = true, value_name = "URL")]
-    server_url: Option<String>,
-    /// Certificates (PEM) that may have signed the server's [default: the system's]
-    #[arg(long, global = true, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// The certificate (PEM, with its chain) for servers that ask for one
-    #[arg(long, global = true, value_name = "FILE", requires = "key_file")]
-    cert_file: Option<PathBuf>,
-    /// Its private key (PEM)
-    #[arg(long, global = true, value_name = "FILE", requires = "cert_file")]
-    key_file: Option<PathBuf>,
-    /// The caller's name [env: OTPGATE_AUTH_NAME, UNGLEICHOTPNAME]
-    #[arg(long, global = true, value_name = "NAME")]
-    auth_name: Option<String>,
-    /// The caller's realm [env: OTPGATE_AUTH_REALM, UNGLEICHOTPREALM]
-    #[arg(long, global = true, value_name = "REALM")]
-    auth_realm: Option<String>,
-    /// The caller's seed; others of this machine see it in the process list: better a file, a variable,
-    /// or, without any of these, the terminal [env: OTPGATE_AUTH_SEED, UNGLEICHOTPSEED]
-    #[arg(long, global = true, value_name = "SEED", value_parser = secret,
-          conflicts_with_all = ["auth_seed_file", "auth_token"])]
-    auth_seed: Option<Secret>,
-    /// A file that holds the caller's seed, `-` for standard input [env: OTPGATE_AUTH_SEED_FILE]
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "auth_token")]
-    auth_seed_file: Option<PathBuf>,
-    /// The caller's current token, instead of its seed [env: OTPGATE_AUTH_TOKEN]
-    #[arg(long, global = true, value_name = "TOKEN", value_parser = secret)]
-    auth_token: Option<Secret>,
-    /// Print JSON, for machines
-    #[arg(long, global = true)]
-    json: bool,
-}
-
-#[derive(Subcommand, Debug)]
-enum ClientCommand {
-    /// Make an entry; the server makes its seed, and it is printed
-    Create {
-        /// Its name
-        #[arg(long)]
-        name: String,
-        /// Its realm
-        #[arg(long)]
-        realm: String,
-        #[command(flatten)]
-        fields: FieldArgs,
-    },
-    /// List entries in order of creation
-    List {
-        /// Only with this name
-        #[arg(long)]
-        name: Option<String>,
-        /// Only in this realm
-        #[arg(long)]
-        realm: Option<String>,
-        /// Print seeds too (JSON always holds them)
-        #[arg(long)]
-        seeds: bool,
-    },
-    /// Show an entry with its seed
-    Show {
-        #[command(flatten)]
-        which: Which,
-    },
-    /// Change an entry; what is not given stays
-    Update {
-        #[command(flatten)]
-        which: Which,
-        /// Its new name
-        #[arg(long, value_name = "NAME")]
-        new_name: Option<String>,
-        /// Its new realm
-        #[arg(long, value_name = "REALM")]
-        new_realm: Option<String>,
-        #[command(flatten)]
-        fields: FieldArgs,
-    },
-    /// Give an entry a new seed, and print it; for a while, both are accepted
-    Rotate {
-        #[command(flatten)]
-        which: Which,
-        /// How long the seed before is accepted too, such as 30m or 2days; 0s: no longer
-        /// [default: as the server is set, one hour unless changed]
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-        overlap: Option<Duration>,
-        /// Which seed is accepted beside the new one, where an earlier rotation still overlaps
-        #[arg(long)]
-        keep: Option<Keep>,
-    },
-    /// Delete an entry
-    Delete {
-        #[command(flatten)]
-        which: Which,
-    },
-    /// Check somebody's token; the caller must be in the verifying realm
-    Verify {
-        /// Whose token
-        #[arg(long)]
-        name: String,
-        /// In which realm
-        #[arg(long)]
-        realm: String,
-        /// The token
-        #[arg(long, value_parser = secret, conflicts_with_all = ["seed", "seed_file"])]
-        token: Option<Secret>,
-        /// Make the token from this seed: SHA1, 6 digits, 30 seconds
-        #[arg(long, value_parser = secret, conflicts_with = "seed_file")]
-        seed: Option<Secret>,
-        /// As `--seed`, from a file, `-` for standard input
-        #[arg(long, value_name = "FILE")]
-        seed_file: Option<PathBuf>,
-    },
-}
-
-/// Names an entry.
-#[derive(Args, Debug)]
-struct Which {
-    /// Its number, as `list` shows it
-    #[arg(long, conflicts_with_all = ["name", "realm"], required_unless_present = "name")]
-    id: Option<u64>,
-    /// Its name
-    #[arg(long, requires = "realm")]
-    name: Option<String>,
-    /// Its realm
-    #[arg(long, requires = "name")]
-    realm: Option<String>,
-}
-
-/// Settings of an entry. An empty text takes the realm's setting, or none.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Settings of the entry (\"\": as its realm, or none)")]
-struct FieldArgs {
-    /// SHA1, SHA256 or SHA512
-    #[arg(long)]
-    algorithm: Option<String>,
-    /// Digits of its tokens, 6 to 8
-    #[arg(long)]
-    digits: Option<String>,
-    /// Seconds of a time step, 5 to 3600
-    #[arg(long)]
-    period: Option<String>,
-    /// Whether its tokens are accepted
-    #[arg(long)]
-    enabled: Option<bool>,
-    /// When it ends, such as 2030-12-31T23:59:59Z
-    #[arg(long, value_name = "TIME")]
-    expires_at: Option<String>,
-    /// A remark for people
-    #[arg(long)]
-    comment: Option<String>,
-}
-
-impl FieldArgs {
-    fn into_json(self) -> Map<String, Value> {
-        let nullable = |text: String| if text.is_empty() { Value::Null } else { json!(text) };
-        [
-            ("algorithm", self.algorithm.map(nullable)),
-            ("digits", self.digits.map(nullable)),
-            ("period", self.period.map(nullable)),
-            ("enabled", self.enabled.map(Value::from)),
-            ("expires_at", self.expires_at.map(nullable)),
-            ("comment", self.comment.map(Value::from)),
-        ]
-        .into_iter()
-        .filter_map(|(field, value)| Some((field.to_owned(), value?)))
-        .collect()
-    }
-}
+pub use args::ClientArgs;
+use args::{ClientCommand, ServerArgs, Which};
+use show::{one, table, to_json};
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -408,67 +231,6 @@ async fn find(client: &Client, which: Which) -> Result<u64, CommandError> {
     })
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "clap's form of a value parser")]
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text.to_owned()))
-}
-
-fn to_json(value: &impl serde::Serialize) -> String {
-    let mut text = serde_json::to_string(value).expect("plain data serialises");
-    text.push('\n');
-    text
-}
-
-/// An entry, a line a field.
-fn one(entry: &ShownEntry, json: bool) -> String {
-    if json {
-        return to_json(entry);
-    }
-    let id = entry.id.map(|id| id.to_string());
-    let seed = entry.seed.as_ref().map(|seed| seed.expose().to_owned());
-    let known = [
-        ("id", id),
-        ("name", Some(entry.name.clone())),
-        ("realm", Some(entry.realm.clone())),
-        ("seed", seed),
-    ];
-    let more = entry.more.iter().filter(|(_, value)| !value.is_null()).map(|(field, value)| {
-        (field.as_str(), Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
-    });
-    let rows = known.into_iter().chain(more).filter_map(|(field, value)| Some((field, value?)));
-    rows.map(|(field, value)| format!("{field:<20}{}\n", printable(&value))).collect()
-}
-
-/// Entries in columns.
-fn table(entries: &[ShownEntry], seeds: bool) -> String {
-    let mut rows = vec![["ID", "REALM", "NAME", "SEED"].map(str::to_owned)];
-    rows.extend(entries.iter().map(|entry| {
-        [
-            entry.id.map_or_else(|| "-".to_owned(), |id| id.to_string()),
-            printable(&entry.realm),
-            printable(&entry.name),
-            entry.seed.as_ref().map_or_else(|| "-".to_owned(), |seed| printable(seed.expose())),
-        ]
-    }));
-    let columns = if seeds { 4 } else { 3 };
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
-    };
-    let widths = [0, 1, 2, 3].map(width);
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().zip(widths).take(columns);
-        let line: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-        format!("{}\n", line.trim_end())
-    });
-    lines.chain(entries.iter().filter_map(fault)).collect()
-}
-
-/// What the server says is wrong with an entry.
-fn fault(entry: &ShownEntry) -> Option<String> {
-    let error = entry.more.get("error")?.as_str()?;
-    Some(format!("{}: {}\n", entry.id?, printable(error)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -543,28 +305,5 @@ mod tests {
         assert!(missing.contains("--server-url") && missing.contains("UNGLEICHOTPSERVER"));
         let bad = connect_with(&["list", "--auth-seed", "1!"], &theirs).unwrap_err();
         assert_eq!(bad, "the seed is not base32");
-    }
-
-    #[test]
-    fn entries_are_printed_in_columns() {
-        let entry = |json: Value| serde_json::from_value::<ShownEntry>(json).unwrap();
-        let entries = [
-            entry(json!({"id": 1, "name": "ü", "realm": "users", "seed": "AAAA"})),
-            entry(json!({"name": "\u{1b}[2J", "realm": "r"})),
-        ];
-        assert_eq!(
-            table(&entries, false),
-            "ID  REALM  NAME\n1   users  ü\n-   r      \\u{1b}[2J\n"
-        );
-        assert!(table(&entries, true).contains("1   users  ü          AAAA\n"));
-        let broken =
-            entry(json!({"id": 5, "name": "a", "realm": "r", "seed": null, "error": "E."}));
-        assert_eq!(table(&[broken], true), "ID  REALM  NAME  SEED\n5   r      a     -\n5: E.\n");
-        let full =
-            entry(json!({"id": 1, "name": "a", "realm": "b", "digits": 6, "expires_at": null}));
-        assert_eq!(
-            one(&full, false),
-            "id                  1\nname                a\nrealm               b\ndigits              6\n"
-        );
     }
 }
