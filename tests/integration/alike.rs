@@ -1,15 +1,11 @@
 //! Whoever is refused cannot tell why: the answers are the same, byte for byte.
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN, ALICE, BOB, Gate, Sandbox, VERIFIER, http, token, wrong_token};
+use crate::harness::{
+    ADMIN, ALICE, BOB, Gate, Sandbox, VERIFIER, address, http, token, wrong_token,
+};
 use crate::peers::wire::{Answer, Connection};
-
-fn address(base: &str) -> SocketAddr {
-    base.trim_start_matches("http://").parse().unwrap()
-}
 
 /// An answer without what differs between any two: its time and its request's id.
 fn bare(answer: &Answer) -> String {

@@ -1,6 +1,7 @@
 //! Starts the real program and talks to it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -76,6 +77,11 @@ pub(crate) fn http() -> reqwest::Client {
         .timeout(PATIENCE)
         .build()
         .expect("a client")
+}
+
+/// Where a base URL leads.
+pub(crate) fn address(base: &str) -> SocketAddr {
+    base.trim_start_matches("http://").parse().expect("an address")
 }
 
 /// Waits until `done` gives something.

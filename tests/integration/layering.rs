@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["throttle"],
     &["verifier"],
     &["proxy", "api", "ops", "client"],
-    &["commands"],
+    &["commands", "fuzzing"],
     &["cli"],
 ];
 

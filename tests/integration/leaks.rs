@@ -1,7 +1,5 @@
 //! No secret leaves the program where it was not promised, whatever is sent to it and whatever fails.
 
-use std::net::SocketAddr;
-
 use bytes::Bytes;
 use otpgate::clock::{Clock as _, SystemClock};
 use otpgate::entry::{Algorithm, Seed};
@@ -10,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    ADMIN, ALICE, Gate, Sandbox, VERIFIER, free_port, http, otpgate, stderr, stdout,
+    ADMIN, ALICE, Gate, Sandbox, VERIFIER, address, free_port, http, otpgate, stderr, stdout,
 };
 use crate::peers::echo::Echo;
 use crate::peers::h2peer;
@@ -48,10 +46,6 @@ impl Secrets {
             assert!(!text.contains(secret.as_str()), "{what}: {secret} in {text}");
         }
     }
-}
-
-fn address(base: &str) -> SocketAddr {
-    base.trim_start_matches("http://").parse().unwrap()
 }
 
 /// Sends bytes, and gives what comes back, if anything.
