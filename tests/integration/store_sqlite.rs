@@ -45,9 +45,6 @@ async fn the_file_is_private_and_durable() {
         rig.sqlite_file().query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
     assert_eq!(mode, "wal");
     assert_eq!(store.warnings().await, Vec::<String>::new());
-    std::fs::set_permissions(file(&rig), std::fs::Permissions::from_mode(0o644)).unwrap();
-    let warnings = store.warnings().await;
-    assert!(warnings.iter().any(|w| w.contains("chmod 600")), "{warnings:?}");
 }
 
 #[tokio::test]
