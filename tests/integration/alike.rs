@@ -34,8 +34,11 @@ async fn change(gate: &Gate, id: u64, fields: Value) {
     assert_eq!(http().patch(url).json(&body).send().await.unwrap().status(), 200);
 }
 
-/// Claims that are refused, each for another reason.
-fn claims() -> Vec<(&'static str, &'static str, &'static str, String)> {
+/// The seed of carol@used, whose tokens may be used once.
+const CAROL: &str = "KRSXG5CTMVRXEZLUKRSXG5CTMVRXEZLU";
+
+/// Claims that are refused, each for another reason. `used` is a token of carol's.
+fn claims(used: &str) -> Vec<(&'static str, &'static str, &'static str, String)> {
     vec![
         ("wrong token", "alice", "shop", wrong_token(ALICE)),
         ("unknown name", "alic3", "shop", token(ALICE)),
@@ -46,15 +49,22 @@ fn claims() -> Vec<(&'static str, &'static str, &'static str, String)> {
         ("too many digits", "alice", "shop", format!("{}0", token(ALICE))),
         ("no digits", "alice", "shop", "abcdef".to_owned()),
         ("somebody else's token", "alice", "shop", token(BOB)),
+        ("used", "carol", "used", used.to_owned()),
     ]
 }
 
-async fn gate(sandbox: &Sandbox) -> Gate {
-    assert_eq!(sandbox.import(&[(5, "expired", "lab", BOB)]), [""; 0]);
-    let gate = sandbox.serve("[throttle]\nenabled = false\n").ready().await;
+/// A gate, and a token of carol's that was used.
+async fn gate(sandbox: &Sandbox) -> (Gate, String) {
+    let more = [(5, "expired", "lab", BOB), (6, "carol", "used", CAROL)];
+    assert_eq!(sandbox.import(&more), [""; 0]);
+    let settings = "[throttle]\nenabled = false\n[realms.used]\nreuse = 'once'\n";
+    let gate = sandbox.serve(settings).ready().await;
+    let used = token(CAROL);
+    let status = gate.call("/", "carol", "used", &used).send().await.unwrap().status();
+    assert_ne!(status, 401, "its first use");
     change(&gate, 4, json!({"enabled": false})).await;
     change(&gate, 5, json!({"expires_at": "2001-01-01T00:00:00Z"})).await;
-    gate
+    (gate, used)
 }
 
 /// Asserts that all answers are the first one.
@@ -68,10 +78,10 @@ fn assert_alike(answers: &[(&str, String)]) {
 #[tokio::test]
 async fn refusals_of_the_proxy_are_alike() {
     let sandbox = Sandbox::with_entries();
-    let gate = gate(&sandbox).await;
+    let (gate, used) = gate(&sandbox).await;
     let mut answers = Vec::new();
     let mut connection = Connection::to(address(&gate.proxy)).await;
-    for (why, name, realm, token) in claims() {
+    for (why, name, realm, token) in claims(&used) {
         let head = format!(
             "GET / HTTP/1.1\r\nHost: gate\r\nX-Auth-Name: {name}\r\nX-Auth-Realm: {realm}\r\n\
              X-Auth-Token: {token}\r\n\r\n"
@@ -86,12 +96,12 @@ async fn refusals_of_the_proxy_are_alike() {
 #[tokio::test]
 async fn refusals_of_the_api_are_alike() {
     let sandbox = Sandbox::with_entries();
-    let gate = gate(&sandbox).await;
+    let (gate, used) = gate(&sandbox).await;
     let mut connection = Connection::to(address(&gate.api)).await;
     // Of callers, and of those whom a proven caller asks about.
     for asks_about in [false, true] {
         let mut answers = Vec::new();
-        for (why, name, realm, claimed) in claims() {
+        for (why, name, realm, claimed) in claims(&used) {
             let body = match asks_about {
                 false => json!({ "auth_name": name, "auth_realm": realm, "auth_token": claimed }),
                 true => json!({
