@@ -11,6 +11,7 @@ use std::time::Duration;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 
 use super::BindCause;
@@ -18,6 +19,10 @@ use crate::config::Address;
 
 /// Connections that the kernel queues for us.
 const BACKLOG: u32 = 4096;
+/// Bytes not yet sent that the kernel holds for a client. Without a bound it holds megabytes, and asks for
+/// more only when a third of them is gone: a client that takes 10 kB a second would seem to take nothing for
+/// minutes.
+const UNSENT: u32 = 128 << 10;
 /// Dead peers are noticed even where no time-out of HTTP applies, as on idle WebSockets.
 pub(crate) const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(60),
@@ -41,6 +46,8 @@ impl Socket {
                 let socket =
                     if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
                 socket.set_reuseaddr(true)?;
+                // Accepted connections inherit it. Not every kernel knows it: slow clients suffer there.
+                let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT);
                 socket.bind(*address)?;
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
             }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::Request;
 use otpgate::config::Limits;
+use otpgate::policy::{Access, Grant, Route};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
@@ -173,6 +174,25 @@ async fn a_client_that_takes_an_answer_in_a_trickle_is_cut() {
     assert_eq!(sip(&gate, 2 * PATIENT).await, None);
 }
 
+/// Faster than asked for, but slower than a full kernel makes room: that takes it megabytes.
+#[tokio::test]
+async fn a_client_that_takes_an_answer_slowly_is_not_cut() {
+    let gate = endless(|setup| {
+        setup.limits = Limits { write_timeout: 2 * SHORT, ..Limits::default() };
+    })
+    .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // So that the gate's kernel, not the client's, holds what is not taken.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut client = socket.connect(gate.tcp()).await.unwrap();
+    client.write_all(gate.get("/").as_bytes()).await.unwrap();
+    let mut sip = vec![0; 16 << 10];
+    for _ in 0..100 {
+        assert!(client.read(&mut sip).await.unwrap() > 0);
+        sleep(STEP).await;
+    }
+}
+
 fn post(gate: &Gate) -> Request<()> {
     Request::post("http://gate/")
         .header("x-auth-name", "alice")
@@ -218,6 +238,47 @@ async fn a_stalled_or_trickling_http2_body_ends_and_its_siblings_live() {
     assert_eq!(echo.seen(), 2);
 }
 
+/// An upload that its upstream does not take keeps what it was granted, not what the others need.
+#[tokio::test]
+async fn uploads_that_are_not_taken_leave_room_for_others_of_their_connection() {
+    const STALLED: usize = 4;
+    let echo = Echo::start().await;
+    // The kernel takes connections there, and nobody reads.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut setup = Setup::to(plain(echo.address));
+    setup.upstreams.push(plain(listener.local_addr().unwrap()));
+    let anybody = Access::Allow(vec![Grant::Anybody]);
+    let stuck = Route { upstream: Some(1), ..Route::new("/stuck", Access::Public) };
+    setup.routes = vec![Route::new("/", anybody), stuck];
+    setup.h2c = true;
+    let gate = setup.start().await;
+    let send = h2peer::client(TcpStream::connect(gate.tcp()).await.unwrap()).await;
+    let mut stuck = Vec::new();
+    for _ in 0..STALLED {
+        let mut ready = bounded("a stream", send.clone().ready()).await.unwrap();
+        let request = Request::post("http://gate/stuck").body(()).unwrap();
+        let (_, mut body) = ready.send_request(request, false).unwrap();
+        // As much as anybody takes, until nothing is granted any more.
+        loop {
+            body.reserve_capacity(1 << 16);
+            let granted = std::future::poll_fn(|cx| body.poll_capacity(cx));
+            match tokio::time::timeout(2 * SHORT, granted).await {
+                Ok(granted) => {
+                    let bytes = granted.unwrap().unwrap();
+                    body.send_data(Bytes::from(vec![0; bytes]), false).unwrap();
+                }
+                Err(_) => break,
+            }
+        }
+        stuck.push(body);
+    }
+    let mut ready = bounded("a stream", send.clone().ready()).await.unwrap();
+    let (answer, mut body) = ready.send_request(post(&gate), false).unwrap();
+    body.send_data(Bytes::from(vec![0; 60_000]), true).unwrap();
+    assert_eq!(bounded("the answer", answer).await.unwrap().status(), 200);
+    assert_eq!(echo.seen(), 1);
+}
+
 #[tokio::test]
 async fn an_http2_stream_whose_window_stays_shut_is_cut_and_its_siblings_live() {
     let gate = endless(|setup| {
@@ -250,6 +311,8 @@ async fn reset_requests_are_bounded_while_they_end() {
     let full = socket_full(&listener).await;
     let mut setup = Setup::to(plain(listener.local_addr().unwrap()));
     setup.h2c = true;
+    // Nothing ends while this test lasts.
+    setup.timeouts.connect = Duration::from_secs(600);
     let gate = setup.start().await;
     let send = h2peer::client(TcpStream::connect(gate.tcp()).await.unwrap()).await;
     let count = "otpgate_gate_duration_seconds_count";
