@@ -247,15 +247,16 @@ impl Policy {
 
     fn govern_normal(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
         let found = self.find(method, host, path.decoded());
-        if let Some(bare) = path.without_parameters() {
-            let same = match (found, self.find(method, host, &bare)) {
-                (Some(a), Some(b)) => std::ptr::eq(a, b),
-                (None, None) => true,
-                _ => false,
-            };
-            if !same {
-                return Governing::Ambiguous;
-            }
+        let is_same = |reading: &str| match (found, self.find(method, host, reading)) {
+            (Some(a), Some(b)) => std::ptr::eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        // Some servers drop parameters, some decode a path that is decoded already.
+        let mut again = path.decodings().skip(1);
+        let mut bare = path.decodings().filter_map(|reading| path::without_parameters(&reading));
+        if !again.all(|reading| is_same(&reading)) || !bare.all(|reading| is_same(&reading)) {
+            return Governing::Ambiguous;
         }
         match found {
             None => Governing::Nothing,
@@ -282,10 +283,12 @@ impl Policy {
         if self.similar == SimilarPaths::Distinct {
             return false;
         }
-        let folded = path::fold(path.decoded());
+        let readings: Vec<_> = path.decodings().map(|reading| path::fold(&reading)).collect();
         let own = path::fold(&found.prefix).len();
         let narrower = self.routes.iter().zip(&self.folded).filter(|(route, prefix)| {
-            prefix.len() > own && route.governs_host(host) && is_below(&folded, prefix)
+            prefix.len() > own
+                && route.governs_host(host)
+                && readings.iter().any(|reading| is_below(reading, prefix))
         });
         narrower
             .map(|(route, _)| self.find(method, host, &route.prefix))
@@ -380,6 +383,30 @@ mod tests {
         assert!(matches!(govern("/admin;x/y"), Governing::Ambiguous));
         assert!(matches!(govern("/admin/y;x=1"), Governing::Route(r) if !r.is_public()));
         assert!(matches!(govern("/items;x"), Governing::Route(r) if r.is_public()));
+    }
+
+    #[test]
+    fn repeated_encoding_never_leads_around_a_route() {
+        let policy = Policy::new(vec![
+            Route::new("/", Access::Public),
+            Route::new("/admin", realm("staff")),
+        ]);
+        let govern =
+            |path: &str| policy.govern("GET", "h", &policy.read("GET", "h", path).unwrap());
+        for path in [
+            "/%2561dmin",
+            "/%252561dmin/x",
+            "/%2541dmin",
+            "/admin%252e",
+            "/%2561dmin;x",
+            "/admin%2520",
+        ] {
+            assert!(matches!(govern(path), Governing::Ambiguous), "{path}");
+        }
+        for path in ["/100%25", "/%2561", "/x/%2561dmin"] {
+            assert!(matches!(govern(path), Governing::Route(r) if r.is_public()), "{path}");
+        }
+        assert!(matches!(govern("/admin/%2561"), Governing::Route(r) if !r.is_public()));
     }
 
     #[test]
@@ -532,7 +559,7 @@ mod tests {
 
     /// Few names, so that they meet: in case, in dots, one below the other.
     fn paths() -> impl Strategy<Value = String> {
-        let segment = "(a|A|b|a\\.|%61|%41|a;x|b |\\.\\.|\\.|%2e%2e|%2f|)";
+        let segment = "(a|A|b|a\\.|%61|%41|%2561|%252541|a;x|b |\\.\\.|\\.|%2e%2e|%2f|)";
         proptest::collection::vec(segment, 1..5)
             .prop_map(|segments| format!("/{}", segments.join("/")))
     }
@@ -557,9 +584,14 @@ mod tests {
         proptest::collection::vec(route, 1..5)
     }
 
-    /// What a server makes of a path that reads all of it: escapes, dots, empty segments, case.
+    /// What a server makes of a path that reads all of it: escapes, also behind escapes, dots, empty
+    /// segments, case.
     fn reading(path: &str) -> String {
-        let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned();
+        let mut decoded = path.to_owned();
+        for _ in 0..4 {
+            let again = percent_encoding::percent_decode_str(&decoded).decode_utf8_lossy();
+            decoded = again.into_owned();
+        }
         let mut segments: Vec<&str> = Vec::new();
         for segment in decoded.split('/') {
             match segment {

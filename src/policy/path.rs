@@ -90,18 +90,25 @@ impl NormalPath {
         &self.encoded
     }
 
-    /// The decoded path without the `;parameters` of its segments, if it has any.
-    #[must_use]
-    pub fn without_parameters(&self) -> Option<String> {
-        self.decoded.contains(';').then(|| {
-            let bare: Vec<_> = self
-                .decoded
-                .split('/')
-                .map(|segment| segment.split(';').next().unwrap_or_default())
-                .collect();
-            bare.join("/")
+    /// What those read who decode it: once, as they should, and then, where they decode again, each other
+    /// thing that comes of it.
+    pub fn decodings(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let once = Cow::Borrowed(self.decoded.as_str());
+        std::iter::successors(Some(once), |path| {
+            // `parse` has seen that this goes well, and that it ends.
+            let again = path.contains('%').then(|| decode(path).ok()).flatten()?;
+            (again != **path).then_some(Cow::Owned(again))
         })
     }
+}
+
+/// A decoded path without the `;parameters` of its segments, if it has any.
+pub(super) fn without_parameters(path: &str) -> Option<String> {
+    path.contains(';').then(|| {
+        let bare: Vec<_> =
+            path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect();
+        bare.join("/")
+    })
 }
 
 /// A path that nobody reads before the upstream does: it is forwarded byte for byte. What governs it must
@@ -331,9 +338,22 @@ mod tests {
 
     #[test]
     fn parameters_can_be_left_out() {
-        let bare = |raw| NormalPath::parse(raw).unwrap().without_parameters();
-        assert_eq!(bare("/admin;x=1/y;z").as_deref(), Some("/admin/y"));
-        assert_eq!(bare("/admin/y"), None);
+        assert_eq!(without_parameters("/admin;x=1/y;z").as_deref(), Some("/admin/y"));
+        assert_eq!(without_parameters("/admin/y"), None);
+    }
+
+    #[test]
+    fn all_decodings_are_known() {
+        for (raw, decodings) in [
+            ("/a", &["/a"][..]),
+            ("/%61", &["/a"]),
+            ("/100%25", &["/100%"]),
+            ("/%2561", &["/%61", "/a"]),
+            ("/%252561;x", &["/%2561;x", "/%61;x", "/a;x"]),
+        ] {
+            let path = NormalPath::parse(raw).unwrap();
+            assert_eq!(path.decodings().collect::<Vec<_>>(), decodings, "{raw}");
+        }
     }
 
     #[test]
