@@ -23,9 +23,11 @@ const MAX_STREAMS: u32 = 100;
 /// no longer counts as open, but takes a moment to end here: without this bound, a client that opens
 /// and resets (CVE-2023-44487) could have any number of them.
 const MAX_RUNNING_STREAMS: usize = 2 * MAX_STREAMS as usize;
-/// Bytes of bodies that a client may send before they are read: of one stream, and of all together.
-/// It is what a connection can make us hold.
-const H2_WINDOW: u32 = 65_535;
+/// Bytes of bodies that a client may send before they are read: of one stream, and of all together, which
+/// is what a connection can make us hold. Many times the one, so that an upload which an upstream is slow
+/// to take does not stop all others of its connection.
+const H2_STREAM_WINDOW: u32 = 65_535;
+const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of an answer that are held for a stream whose client does not take them.
 const H2_SEND_BUFFER: usize = 64 << 10;
 /// Streams that were reset by clients before we came to see them; one more ends the connection.
@@ -149,8 +151,8 @@ fn h2_options(limits: Limits) -> H2Options {
     let mut h2 = default_h2_options();
     h2.max_header_list_size(u32::try_from(limits.max_head_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_window_size(H2_WINDOW)
-        .initial_connection_window_size(H2_WINDOW)
+        .initial_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_send_buffer_size(H2_SEND_BUFFER)
         .max_pending_accept_reset_streams(H2_UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(H2_ERROR_RESETS));
