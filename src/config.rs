@@ -106,7 +106,9 @@ pub struct Limits {
     /// Longest time from a connection's (or, kept alive, a request's) first byte to the end of its
     /// head, TLS handshake included.
     pub head_timeout: Duration,
-    /// Longest time that a kept-alive connection stays idle.
+    /// Longest time that a kept-alive connection stays idle. Longer than proxies and client libraries keep
+    /// theirs (nginx and load balancers 60 seconds, Go and hyper 90): whoever closes first never meets a
+    /// request that is on its way.
     pub keepalive_timeout: Duration,
     /// Longest wait for the next bytes of a request's body.
     pub body_timeout: Duration,
@@ -130,7 +132,7 @@ impl Default for Limits {
             max_connections: 10_000,
             max_connections_per_source: Some(1_000),
             head_timeout: Duration::from_secs(15),
-            keepalive_timeout: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
             min_body_rate: NonZeroU32::new(100),
