@@ -20,6 +20,7 @@ mod accept;
 mod body_watch;
 mod client;
 mod connection;
+pub mod framing;
 mod guard;
 mod http;
 mod pace;

@@ -22,6 +22,7 @@ use pingora::{Error, ErrorType};
 use crate::clock::Clock;
 use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
 use crate::metrics::Metrics;
+use crate::net::framing::check_bytes;
 use crate::net::{BodyWatch, Connection, new_request_id};
 use crate::policy::{Governing, Mode, Policy, Route};
 use crate::throttle::Source;
@@ -46,7 +47,7 @@ use access::{Exchange, Outcome, Passage, Rule};
 use credentials::Claim;
 use headers::{HeaderRules, Origin};
 use refusal::Refusal;
-use request::{Head, Kind};
+use request::{BadHead, Head, Kind};
 use upstream::{MAX_ATTEMPTS, Needs};
 
 /// Idle upstream connections kept for reuse, of all groups together.
@@ -292,8 +293,8 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Exchange,
     ) -> pingora::Result<bool> {
-        let decision = match request::check_bytes(session) {
-            Err(bad) => Err(bad.into()),
+        let decision = match check_bytes(session.as_downstream()) {
+            Err(unclear) => Err(BadHead::from(unclear).into()),
             Ok(()) => self.decide(session.req_header(), exchange).await,
         };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);

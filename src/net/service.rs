@@ -26,6 +26,7 @@ use pingora::server::ShutdownWatch;
 use tokio::sync::{mpsc, oneshot};
 use tower::ServiceExt as _;
 
+use super::framing::{check_bytes, content_length};
 use super::{Connection, new_request_id, refusal_body};
 use crate::config::Limits;
 
@@ -33,6 +34,7 @@ use crate::config::Limits;
 /// response: closing at once would reset the connection, and the client might lose the response.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 8 << 20;
+const UNCLEAR: &str = "The request can be read in more than one way.";
 
 /// A service as a pingora application.
 ///
@@ -81,7 +83,8 @@ where
 
     /// Answers one request. `None`: the connection must be dropped as it is.
     async fn exchange(&self, session: &mut ServerSession, limits: &Limits) -> Option<()> {
-        let head = match check(session.req_header(), limits) {
+        let framed = check_bytes(session).map_err(|_| bad(UNCLEAR, "bad_framing"));
+        let head = match framed.and_then(|()| check(session.req_header(), limits)) {
             Ok(()) => head_of(session),
             Err(refusal) => return refuse(session, &refusal).await,
         };
@@ -255,11 +258,7 @@ fn check(head: &request::Parts, limits: &Limits) -> Result<(), Refusal> {
             reason: "method",
         });
     }
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_some_and(|coding| !chunked(coding)) || codings.next().is_some() {
-        return Err(bad("The only Transfer-Encoding is \"chunked\".", "bad_framing"));
-    }
+    content_length(&head.headers).map_err(|_| bad(UNCLEAR, "bad_framing"))?;
     match head.headers.get(HOST) {
         // pingora has refused a second one.
         Some(host) if host.to_str().is_ok_and(|host| host.parse::<Authority>().is_ok()) => Ok(()),

@@ -2,13 +2,11 @@
 //! refused, whatever the mode.
 
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Version, uri};
+use http::{HeaderValue, Version, uri};
 use pingora::http::RequestHeader;
-use pingora::protocols::http::v1::server::HttpSession;
-use pingora::proxy::Session;
 
 use crate::config::Limits;
-use crate::credentials::spells;
+use crate::net::framing::{Unclear, content_length};
 use crate::policy::{Authority, PathError, Policy, RequestPath};
 
 /// Longest method name; the longest registered one has 18 characters.
@@ -90,6 +88,16 @@ pub(super) enum BadHead {
     Headers,
 }
 
+impl From<Unclear> for BadHead {
+    fn from(unclear: Unclear) -> Self {
+        match unclear {
+            Unclear::Fragment => Self::Target,
+            Unclear::Framing => Self::Framing,
+            Unclear::LineEnd => Self::LineEnd,
+        }
+    }
+}
+
 impl BadHead {
     /// A bounded word for logs and metrics.
     pub(super) fn reason(self) -> &'static str {
@@ -127,7 +135,7 @@ impl Head {
         if request.headers.len() > limits.max_headers {
             return Err(BadHead::Headers);
         }
-        let content_length = check_framing(&request.headers)?;
+        let content_length = content_length(&request.headers)?;
         let authority = Authority::parse(authority(request)?).ok_or(BadHead::Host)?;
         let target = target(request)?;
         let (path, query) = match target.split_once('?') {
@@ -147,63 +155,6 @@ impl Head {
 pub(super) fn has_body(request: &RequestHeader) -> bool {
     let length = request.headers.get(CONTENT_LENGTH);
     request.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
-}
-
-/// Refuses what only the bytes of the head show, since pingora's parser passes over it: fragments,
-/// which it drops; lines that end in a bare LF, which others read on; and a length beside a transfer
-/// coding, of which it drops the length. (Over HTTP/2 there are no such bytes, and what the parser drops
-/// of a path is neither decided on nor forwarded.)
-///
-/// # Errors
-/// What is wrong.
-pub(super) fn check_bytes(session: &Session) -> Result<(), BadHead> {
-    match session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes) {
-        Some(head) => check_raw_head(&head),
-        None => Ok(()),
-    }
-}
-
-fn check_raw_head(head: &[u8]) -> Result<(), BadHead> {
-    let mut lines = head.split_inclusive(|byte| *byte == b'\n');
-    if !lines.all(|line| line.ends_with(b"\r\n")) {
-        return Err(BadHead::LineEnd);
-    }
-    let mut lines = head.trim_ascii_start().split(|byte| *byte == b'\n');
-    if lines.next().is_some_and(|request_line| request_line.contains(&b'#')) {
-        return Err(BadHead::Target);
-    }
-    let (mut length, mut coding) = (false, false);
-    for line in lines {
-        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-        length |= name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str().as_bytes());
-        coding |= name.eq_ignore_ascii_case(TRANSFER_ENCODING.as_str().as_bytes());
-    }
-    if length && coding { Err(BadHead::Framing) } else { Ok(()) }
-}
-
-/// `Transfer-Encoding` is exactly `chunked`, `Content-Length` a single number, and neither is there under
-/// another spelling, which an upstream may take for it. pingora takes more: it drops the names of other
-/// codings, and passes `5, 5` on.
-fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, BadHead> {
-    let is_alias = |name: &HeaderName| {
-        [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|exact| name != exact && spells(name, exact))
-    };
-    if headers.keys().any(is_alias) {
-        return Err(BadHead::Framing);
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-    {
-        return Err(BadHead::Framing);
-    }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else { return Ok(None) };
-    if lengths.next().is_some() || !length.as_bytes().iter().all(u8::is_ascii_digit) {
-        return Err(BadHead::Framing);
-    }
-    let number = length.to_str().ok().and_then(|text| text.parse().ok());
-    number.map(Some).ok_or(BadHead::Framing)
 }
 
 /// The one authority of the request. pingora has checked that `:authority`, an absolute target and
@@ -310,52 +261,6 @@ mod tests {
         }
         for good in ["PROPFIND", "M-SEARCH"] {
             assert!(check(good, "/", &[("Host", "h")]).is_ok());
-        }
-    }
-
-    #[test]
-    fn framing_has_one_reading() {
-        let framed = |headers: &[(&'static str, &str)]| {
-            let mut all = vec![("Host", "h")];
-            all.extend(headers);
-            check("POST", "/", &all).map(|head| head.content_length)
-        };
-        assert_eq!(framed(&[]), Ok(None));
-        assert_eq!(framed(&[("Content-Length", "5")]), Ok(Some(5)));
-        assert_eq!(framed(&[("Transfer-Encoding", "Chunked")]), Ok(None));
-        for bad in [
-            &[("Content-Length", "5"), ("Content-Length", "5")][..],
-            &[("Content-Length", "5, 5")],
-            &[("Content-Length", "+5")],
-            &[("Content-Length", "")],
-            &[("Content-Length", "99999999999999999999999")],
-            &[("Transfer-Encoding", "gzip, chunked")],
-            &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
-            &[("Transfer-Encoding", "chunked, identity")],
-            &[("Content_Length", "5")],
-            &[("Content-Length", "5"), ("Content.Length", "5")],
-            &[("Transfer_Encoding", "chunked")],
-        ] {
-            assert_eq!(framed(bad), Err(BadHead::Framing), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn bytes_show_what_the_parser_passes_over() {
-        for (head, expected) in [
-            ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", Ok(())),
-            ("\r\nGET / HTTP/1.1\r\nHost: h#\r\n\r\n", Ok(())),
-            ("\r\nGET /#a HTTP/1.1\r\n\r\n", Err(BadHead::Target)),
-            ("GET / HTTP/1.1\nHost: h\r\n\r\n", Err(BadHead::LineEnd)),
-            ("GET / HTTP/1.1\r\nHost: h\r\n\n", Err(BadHead::LineEnd)),
-            ("\nGET / HTTP/1.1\r\n\r\n", Err(BadHead::LineEnd)),
-            ("POST / HTTP/1.1\r\ncontent-length: 1\r\nHost: h\r\n\r\n", Ok(())),
-            (
-                "POST / HTTP/1.1\r\nCONTENT-LENGTH: 1\r\nTransfer-encoding: chunked\r\n\r\n",
-                Err(BadHead::Framing),
-            ),
-        ] {
-            assert_eq!(check_raw_head(head.as_bytes()), expected, "{head:?}");
         }
     }
 
