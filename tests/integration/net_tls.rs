@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use otpgate::config::TlsFiles;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, date_time_ymd};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
@@ -144,6 +145,37 @@ async fn no_session_is_resumed_where_certificates_are_demanded() {
     let config = pki.client_with(&identity, &[&TLS13]);
     assert_eq!(ask(&open, &config).await.unwrap().1, HandshakeKind::Full);
     assert_eq!(ask(&open, &config).await.unwrap().1, HandshakeKind::Resumed);
+}
+
+#[tokio::test]
+async fn certificates_that_are_over_or_for_something_else_are_refused() {
+    let pki = Pki::new();
+    let (_echo, gate) = demanding(&pki, &pki.ca_file).await;
+    type Change = fn(&mut CertificateParams);
+    let cases: [(&str, Change, bool); 6] = [
+        ("plain", |_| {}, true),
+        (
+            "client",
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+            true,
+        ),
+        ("expired", |params| params.not_after = date_time_ymd(2020, 1, 1), false),
+        ("future", |params| params.not_before = date_time_ymd(4000, 1, 1), false),
+        (
+            "server",
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
+            false,
+        ),
+        ("ca", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), false),
+    ];
+    for (name, change, passes) in cases {
+        let identity = pki.odd_identity(name, change);
+        for version in [&TLS12, &TLS13] {
+            let config = pki.client_with(&identity, &[version]);
+            let status = ask(&gate, &config).await.map(|(status, _)| status);
+            assert_eq!(status, passes.then_some(200), "{name} {version:?}");
+        }
+    }
 }
 
 #[tokio::test]

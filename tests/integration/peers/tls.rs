@@ -45,8 +45,18 @@ impl Pki {
 
     /// A further certificate of the CA, for a client.
     pub(crate) fn identity(&self, name: &str) -> TlsFiles {
+        self.odd_identity(name, |_| {})
+    }
+
+    /// The same with something else in it.
+    pub(crate) fn odd_identity(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let file = |end: &str| self.folder.path().join(format!("{name}.{end}"));
         let files = TlsFiles { cert_file: file("crt"), key_file: file("key") };
