@@ -27,14 +27,13 @@ impl Authority {
             || port.strip_prefix(':').is_some_and(|port| {
                 port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
             });
-        if !good_port || !is_host(host) {
+        if !good_port {
             return None;
         }
-        let mut text = String::with_capacity(raw.len());
-        text.push_str(host);
-        text.make_ascii_lowercase();
+        let mut text = spell(host)?;
+        let host_len = text.len();
         text.push_str(port);
-        Some(Self { text, host_len: host.len() })
+        Some(Self { text, host_len })
     }
 
     /// Host and port, as they are forwarded.
@@ -50,12 +49,15 @@ impl Authority {
     }
 }
 
-fn is_host(host: &str) -> bool {
+/// A host in its one spelling, if it is one.
+fn spell(host: &str) -> Option<String> {
     if let Some(ip) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        return ip.parse::<Ipv6Addr>().is_ok();
+        // An IPv6 address has many.
+        return ip.parse::<Ipv6Addr>().ok().map(|ip| format!("[{ip}]"));
     }
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    host.split('.').all(|label| !label.is_empty() && label.bytes().all(good))
+    let is_host = host.split('.').all(|label| !label.is_empty() && label.bytes().all(good));
+    is_host.then(|| host.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -73,6 +75,7 @@ mod tests {
             ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
             ("[::1]:80", "[::1]", "[::1]:80"),
             ("[2001:DB8::1]", "[2001:db8::1]", "[2001:db8::1]"),
+            ("[2001:0db8:0:0::1]:80", "[2001:db8::1]", "[2001:db8::1]:80"),
             ("a_b-c.d", "a_b-c.d", "a_b-c.d"),
         ] {
             let got = Authority::parse(raw).unwrap();

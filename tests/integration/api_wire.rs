@@ -167,14 +167,15 @@ async fn nothing_is_smuggled_behind_a_broken_body() {
 async fn requests_that_end_in_two_places_are_refused() {
     let gate = Gate::start().await;
     let next = "GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n";
-    let post = |lines: &str| format!("POST /verify HTTP/1.1\r\nHost: a\r\n{lines}\r\n{{}}{next}");
+    let post =
+        |lines: &str| format!("POST /verify HTTP/1.1\r\nHost: a\r\n{lines}\r\n0\r\n\r\n{next}");
     for sent in [
-        post("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n"),
-        post("Transfer-Encoding: chunked\r\nContent-Length: 2\r\n"),
-        post("Content-Length: 2\r\nContent-Length: 2\r\n"),
-        post("Content-Length: 2, 2\r\n"),
-        post("Content-Length: 2\r\nContent_Length: 0\r\n"),
-        post("Content-Length: 2\nX: y\r\n"),
+        post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+        post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"),
+        post("Content-Length: 5\r\nContent-Length: 5\r\n"),
+        post("Content-Length: 5, 5\r\n"),
+        post("Content-Length: 5\r\nContent_Length: 0\r\n"),
+        post("Content-Length: 5\nX: y\r\n"),
         format!("GET / HTTP/1.1\nHost: a\r\n\r\n{next}"),
         format!("GET /openapi.json#x HTTP/1.1\r\nHost: a\r\n\r\n{next}"),
     ] {
