@@ -407,6 +407,10 @@ mod tests {
             assert!(matches!(govern(path), Governing::Route(r) if r.is_public()), "{path}");
         }
         assert!(matches!(govern("/admin/%2561"), Governing::Route(r) if !r.is_public()));
+        // An upstream that tells case apart may still decode twice.
+        let distinct = policy.with_similar_paths(SimilarPaths::Distinct);
+        assert_eq!(access(&distinct, "GET", "h", "/%2561dmin"), None);
+        assert_eq!(access(&distinct, "GET", "h", "/%2541dmin"), Some(Access::Public));
     }
 
     #[test]
