@@ -3,7 +3,8 @@
 //! Three buckets close, each by its own quota: that of one name from one source, that of one name
 //! from all sources, and that of one source whatever the name. Only the first one concerns a source
 //! that proved itself under that name not long ago, so nobody can lock a working service out by
-//! guessing from elsewhere.
+//! guessing from elsewhere. Whoever got hold of one token could make sources known with it: so only so
+//! many become known in a day, and one that only fails from then on is a stranger again.
 //!
 //! Decisions are made on tables in this process: of fixed size, the same for names that exist and
 //! names that do not. Failures of existing names are also counted in the store, behind the request's
@@ -28,8 +29,7 @@ use crate::config::ThrottleConfig;
 use crate::entry::{EntryId, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::net::source_of;
-use crate::store::ledger::MAX_LEDGER_BATCH;
-use crate::store::{Failure, Quota, Store};
+use crate::store::{Failure, LEDGER_PATIENCE, MAX_LEDGER_BATCH, Quota, Store};
 
 mod table;
 
@@ -37,8 +37,12 @@ use table::Table;
 
 /// Reports that wait for the store; further ones stay in this process.
 const QUEUE: usize = 4096;
-/// Questions to the store at the same time; further ones are answered no.
+/// Questions to the store at the same time; further ones wait for their turn.
 const RECALLS: usize = 32;
+/// Sources that become known under one name.
+const NEWCOMERS: Quota = Quota { failures: 100, per: Duration::from_secs(24 * 3600) };
+/// Failures after which a known source that did not prove itself again is a stranger.
+const LAPSES: Quota = Quota { failures: 100, per: Duration::from_secs(30 * 24 * 3600) };
 /// How long the store's answer that a source is not known stands.
 const NOT_REMEMBERED_FOR: Duration = Duration::from_secs(60);
 /// How often a success is written to the store again, at most.
@@ -57,6 +61,8 @@ pub enum Source {
     Local,
     /// A service that asks about others, and does not say where they are.
     Service(EntryId),
+    /// What such a service says of where its client is: it is believed about its own clients only.
+    ClientOf(EntryId, IpAddr),
 }
 
 impl Source {
@@ -64,6 +70,15 @@ impl Source {
     #[must_use]
     pub fn of(address: Option<IpAddr>) -> Self {
         address.map_or(Self::Local, |address| Self::Address(source_of(address)))
+    }
+
+    /// The source behind `address`, as `service` says.
+    #[must_use]
+    pub fn told_by(service: EntryId, address: IpAddr) -> Self {
+        match Self::of(Some(address)) {
+            Self::Address(address) => Self::ClientOf(service, address),
+            other => other,
+        }
     }
 }
 
@@ -74,6 +89,7 @@ impl std::fmt::Display for Source {
             Self::Address(v4) => v4.fmt(f),
             Self::Local => f.write_str("local"),
             Self::Service(id) => write!(f, "service {id}"),
+            Self::ClientOf(id, address) => write!(f, "{} of service {id}", Self::Address(*address)),
         }
     }
 }
@@ -151,6 +167,10 @@ pub struct Throttle {
     successes: Table,
     /// Until when the store need not be asked about one.
     strangers: Table,
+    /// Levels of what sources that became known count in, by name.
+    newcomers: Table,
+    /// Levels of what failures of known sources count in, by name and source.
+    lapses: Table,
     recalls: Semaphore,
     reports: mpsc::Sender<Report>,
     reported: Mutex<mpsc::Receiver<Report>>,
@@ -172,6 +192,8 @@ impl Throttle {
             sources: Table::new(),
             successes: Table::new(),
             strangers: Table::new(),
+            newcomers: Table::new(),
+            lapses: Table::new(),
             recalls: Semaphore::new(RECALLS),
             reports,
             reported: Mutex::new(reported),
@@ -196,7 +218,6 @@ impl Throttle {
             let retry_after = quota.closed_for(table.get(key), at);
             (!retry_after.is_zero()).then_some(Throttled { retry_after, by })
         };
-        let own = closed(&self.pairs, keys.pair, self.config.per_source, Scope::Source);
         let name = closed(&self.names, keys.name, self.config.per_entry, Scope::Entry);
         let source_wide =
             closed(&self.sources, keys.source, self.config.per_address, Scope::Address);
@@ -205,6 +226,8 @@ impl Throttle {
             Some(_) if self.is_known(who, source, keys, at, now).await => None,
             shared => shared,
         };
+        // Last: what failed while the store was asked has been counted.
+        let own = closed(&self.pairs, keys.pair, self.config.per_source, Scope::Source);
         match own.into_iter().chain(shared).max_by_key(|t| t.retry_after) {
             None => Ok(()),
             Some(throttled) => {
@@ -227,16 +250,19 @@ impl Throttle {
         let closed = |scope, is: bool| is.then(|| log_closed(scope, who, source, id));
         closed(Scope::Source, fail(&self.pairs, keys.pair, self.config.per_source));
         // A source that is known under this name is held by its own bucket alone.
-        let is_known = self.successes.get(keys.pair) > at;
-        if !is_known {
+        let is_known = self.successes.get(keys.pair) > at && !self.has_lapsed(keys, at);
+        if is_known {
+            self.lapses.update(keys.pair, |level| LAPSES.after_failure(level, at));
+        } else {
             closed(Scope::Entry, fail(&self.names, keys.name, self.config.per_entry));
             if !matches!(source, Source::Service(_)) {
                 closed(Scope::Address, fail(&self.sources, keys.source, self.config.per_address));
             }
         }
+        // Made for unknown names too: that is the work that could be noticed.
+        let name = (!is_known).then(|| stored_key('n', who, None));
+        let pair = stored_key('p', who, Some(source));
         if id.is_some() {
-            let name = (!is_known).then(|| stored_key('n', who, None));
-            let pair = stored_key('p', who, Some(source));
             self.report(Report::Failed { keys, pair, name });
         }
     }
@@ -246,13 +272,17 @@ impl Throttle {
         if !self.config.enabled {
             return;
         }
-        let (key, at) = (self.keys(who, source).pair, self.since_origin(now));
+        let (keys, at) = (self.keys(who, source), self.since_origin(now));
+        if !self.lapses.get(keys.pair).is_zero() {
+            self.lapses.set(keys.pair, Duration::ZERO);
+        }
         let keep = self.config.remember_success;
         let fresh = at + keep.saturating_sub(REFRESH.min(keep / 4));
-        if self.successes.get(key) >= fresh {
+        let until = self.successes.get(keys.pair);
+        if until >= fresh || (until <= at && !self.admit(keys, at)) {
             return;
         }
-        self.successes.set(key, at + keep);
+        self.successes.set(keys.pair, at + keep);
         self.report(Report::Succeeded(stored_key('s', who, Some(source))));
     }
 
@@ -295,15 +325,24 @@ impl Throttle {
         at: Duration,
         now: Moment,
     ) -> bool {
-        if self.successes.get(keys.pair) > at {
-            return true;
-        }
-        if self.strangers.get(keys.pair) > at {
+        if self.has_lapsed(keys, at) {
             return false;
         }
-        let Ok(_turn) = self.recalls.try_acquire() else { return false };
-        let key = stored_key('s', who, Some(source));
-        let is_known = self.store.remembers(&key, now.unix).await.unwrap_or(false);
+        if let Some(is_known) = self.recollection(keys, at) {
+            return is_known;
+        }
+        // In turn, not refused: the calls of a known source may come many at a time.
+        let turn = tokio::time::timeout(LEDGER_PATIENCE, self.recalls.acquire());
+        let Ok(Ok(_turn)) = turn.await else { return false };
+        if let Some(is_known) = self.recollection(keys, at) {
+            return is_known;
+        }
+        let Ok(is_known) =
+            self.store.remembers(&stored_key('s', who, Some(source)), now.unix).await
+        else {
+            // That says nothing about the source: the next attempt asks again.
+            return false;
+        };
         if is_known {
             // Until a success here says more.
             self.successes.set(keys.pair, at + REFRESH);
@@ -311,6 +350,29 @@ impl Throttle {
             self.strangers.set(keys.pair, at + NOT_REMEMBERED_FOR);
         }
         is_known
+    }
+
+    /// Whether the source is known, if that need not be asked.
+    fn recollection(&self, keys: Keys, at: Duration) -> Option<bool> {
+        if self.successes.get(keys.pair) > at {
+            return Some(true);
+        }
+        (self.strangers.get(keys.pair) > at).then_some(false)
+    }
+
+    /// Whether a known source has failed too often since it proved itself.
+    fn has_lapsed(&self, keys: Keys, at: Duration) -> bool {
+        !LAPSES.closed_for(self.lapses.get(keys.pair), at).is_zero()
+    }
+
+    /// Whether one more source may become known under that name; counts it if so.
+    fn admit(&self, keys: Keys, at: Duration) -> bool {
+        let mut admitted = false;
+        self.newcomers.update(keys.name, |level| {
+            admitted = NEWCOMERS.closed_for(level, at).is_zero();
+            if admitted { NEWCOMERS.after_failure(level, at) } else { level }
+        });
+        admitted
     }
 
     fn report(&self, report: Report) {
@@ -321,6 +383,7 @@ impl Throttle {
 
     /// Whether the store took it.
     async fn tell(&self, batch: Vec<Report>, now: Moment) -> bool {
+        let reports = batch.len() as u64;
         let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
         for report in batch {
             match report {
@@ -360,7 +423,7 @@ impl Throttle {
             }
             // The store's own metrics and the follower say more.
             Err(error) => {
-                self.metrics.throttle_unshared.inc();
+                self.metrics.throttle_unshared.inc_by(reports);
                 debug!(%error, "failed attempts are counted in this process only");
                 return false;
             }
@@ -410,7 +473,8 @@ fn log_closed(scope: Scope, who: PrincipalRef<'_>, source: Source, id: Option<En
     let (client, caller) = match source {
         Source::Address(address) => (Some(address), None),
         Source::Local => (None, None),
-        Source::Service(_) => (None, Some(source.to_string())),
+        Source::Service(id) => (None, Some(format!("service {id}"))),
+        Source::ClientOf(id, address) => (Some(address), Some(format!("service {id}"))),
     };
     Event {
         action: "throttle",

@@ -14,6 +14,9 @@ use crate::otp::{Generator, MatchedStep, Reuse, Token};
 use crate::store::{Spending, Store};
 use crate::throttle::{Source, Throttle, Throttled};
 
+/// How far apart the clocks of gates, and of the store, may be before a used token is accepted again.
+const CLOCKS_APART: Duration = Duration::from_secs(120);
+
 /// Proof that a principal made a valid token just now. Only [`Verifier::verify`] makes one; what
 /// forwards a request takes it, so forgetting the check does not compile.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ struct Proof {
     previous: bool,
     /// What the entry's realm says.
     reuse: Reuse,
-    /// Longer than the token is accepted, also by a gate whose clock is a step behind.
+    /// Longer than the token is accepted, also by gates whose clocks are apart.
     window: Duration,
 }
 
@@ -255,8 +258,8 @@ impl Verifier {
                 previous,
                 reuse: credential.reuse,
                 window: Duration::from_secs(
-                    credential.generator.step_seconds() * (2 * u64::from(skew) + 2),
-                ),
+                    credential.generator.step_seconds() * (2 * u64::from(skew) + 1),
+                ) + CLOCKS_APART,
             }),
             _ => Err(Denied::WrongToken),
         }

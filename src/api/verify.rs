@@ -41,7 +41,7 @@ impl Api {
             }
         };
         let source = match address {
-            Some(address) => Source::of(Some(address)),
+            Some(address) => Source::told_by(call.permit.id(), address),
             None => Source::Service(call.permit.id()),
         };
         let claim = Claim { name, realm, token, source };

@@ -236,6 +236,28 @@ async fn services_say_for_whom_they_ask() {
     assert_eq!(answer(list).await.0, 200);
 }
 
+/// What a service says of its clients concerns nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_speak_for_their_own_clients_only() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let gate = start(&sandbox, &echo, "", QUOTA).await;
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        let body = json!({
+            "auth_name": "verifier", "auth_realm": "ungleich-auth", "auth_token": token(VERIFIER),
+            "name": "alice", "realm": "shop", "token": wrong_token(ALICE), "source": "127.0.0.1",
+        });
+        let verify = http().post(format!("{}/verify", gate.api)).json(&body);
+        told.push(answer(verify).await.0);
+    }
+    assert_eq!(told, [403, 403, 403, 429]);
+    let call = gate.call("/", "alice", "shop", &token(ALICE)).send().await.unwrap();
+    assert_eq!(call.status(), 200, "alice herself, from that very address");
+    let event = gate.wait_for_log(|line| line["action"] == "throttle").unwrap();
+    assert_eq!(event["client"], "127.0.0.1");
+    assert!(event["caller"].as_str().unwrap().starts_with("service "), "{event}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_can_be_off() {
     let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);

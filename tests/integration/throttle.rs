@@ -32,7 +32,7 @@ struct World {
     gates: Vec<Gate>,
     victim: Generator,
     _following: JoinSet<()>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 struct Gate {
@@ -69,7 +69,7 @@ impl World {
             gates: Vec::new(),
             victim,
             _following: following,
-            _folder: folder,
+            folder,
         };
         world.gates = (0..gates).map(|_| world.gate()).collect();
         world
@@ -172,22 +172,25 @@ async fn guesses_are_bounded_and_the_service_is_never_refused() {
     assert!((300..=400 + 4).contains(&second_day), "{second_day} guesses on the second day");
 }
 
-/// Who sits at the service's own address is held by the quota of that address.
+/// Who sits at the service's own address is held by the quota of that address, and by that of all
+/// strangers once the service does not call from there any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_known_source_has_its_own_bound() {
-    let world = World::new(1).await;
-    let source = v4(1);
-    let mut looked_at = 0;
-    let step = Duration::from_secs(10);
-    for i in 0..DAY.as_secs() / step.as_secs() {
-        if i % 500 == 0 {
-            let _ = world.call(0, source).await;
+    for (calls_on, expected) in [(true, 1350..=1450), (false, 450..=100 + 500)] {
+        let world = World::new(1).await;
+        let source = v4(1);
+        let (mut looked_at, mut due) = (0, true);
+        let step = Duration::from_secs(10);
+        for i in 0..DAY.as_secs() / step.as_secs() {
+            due |= calls_on && i % 180 == 0;
+            // Every half an hour, as soon as it is let through.
+            due = due && world.call(0, source).await.is_err();
+            looked_at += u32::from(world.guess(0, "victim", source).await.is_ok());
+            world.settle().await;
+            world.clock.advance(step);
         }
-        looked_at += u32::from(world.guess(0, "victim", source).await.is_ok());
-        world.settle().await;
-        world.clock.advance(step);
+        assert!(expected.contains(&looked_at), "{looked_at}, calls on: {calls_on}");
     }
-    assert!((1400..=1450).contains(&looked_at), "{looked_at}");
 }
 
 /// Wrong tokens look the same for names that exist and names that do not, to the second.
@@ -250,6 +253,121 @@ async fn what_is_said_about_waiting_is_true() {
         }
         world.settle().await;
     }
+}
+
+/// However many attempts come at once, they are held as if they came one after the other; only those
+/// that other threads look at in the same instant come on top.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn attempts_at_the_same_time_are_counted() {
+    let world = Arc::new(World::new(1).await);
+    let mut guesses = JoinSet::new();
+    for _ in 0..400 {
+        let world = world.clone();
+        guesses.spawn(async move { world.guess(0, "victim", v4(1)).await.is_ok() });
+    }
+    let looked_at = guesses.join_all().await.into_iter().filter(|ok| *ok).count();
+    assert!((10..=10 + 3).contains(&looked_at), "{looked_at}");
+}
+
+/// On a gate that has just started, while strangers have closed the name.
+async fn restarted_under_attack(service: Source) -> World {
+    let mut world = World::new(1).await;
+    world.call(0, service).await.unwrap();
+    for i in 0..100 {
+        world.guess(0, "victim", v4(1000 + i)).await.unwrap();
+    }
+    world.settle().await;
+    world.gates[0] = world.gate();
+    world.guess(0, "victim", v4(2000)).await.unwrap();
+    world.settle().await;
+    assert!(world.guess(0, "victim", v4(2001)).await.is_err(), "the store remembers the attack");
+    world
+}
+
+/// All calls of a known source pass, also those that come while the store is asked about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_at_the_same_time_wait_for_the_store() {
+    let world = restarted_under_attack(v4(1)).await;
+    let calls = (0..200).map(|_| world.call(0, v4(1)));
+    for called in futures_util::future::join_all(calls).await {
+        called.unwrap();
+    }
+}
+
+/// The other side of it: waiting for the store is no way past the quota.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_that_waited_for_the_store_are_counted() {
+    let world = restarted_under_attack(v4(1)).await;
+    let guesses = (0..200).map(|_| world.guess(0, "victim", v4(1)));
+    let guesses = futures_util::future::join_all(guesses).await;
+    assert_eq!(guesses.into_iter().filter(Result::is_ok).count(), 10);
+}
+
+/// A store that does not answer says nothing about who is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_comes_back_is_asked_again() {
+    let world = restarted_under_attack(v4(1)).await;
+    let file = world.folder.path().join("otpgate.db");
+    let away = world.folder.path().join("away.db");
+    std::fs::rename(&file, &away).unwrap();
+    assert!(matches!(world.call(0, v4(1)).await, Err(Refusal::Throttled(_))));
+    std::fs::rename(&away, &file).unwrap();
+    world.call(0, v4(1)).await.unwrap();
+}
+
+/// Who guesses on many gates in the same instant is ahead of the count once, not at every burst.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bursts_on_many_gates_are_made_up_for() {
+    const GATES: u32 = 5;
+    const DAYS: u32 = 6;
+    let world = World::new(GATES as usize).await;
+    let mut looked_at = 0;
+    for burst in 0..DAYS * 24 / 6 {
+        for i in 0..150 * GATES {
+            let source = v4(1000 * (burst + 1) + i);
+            let guess = world.guess((i % GATES) as usize, "victim", source).await;
+            looked_at += u32::from(guess.is_ok());
+        }
+        world.settle().await;
+        world.clock.advance(DAY / 4);
+    }
+    assert!(looked_at >= 100 * GATES, "{looked_at}");
+    assert!(looked_at <= 100 * GATES + 400 * DAYS, "{looked_at} guesses");
+}
+
+/// Who has got hold of one token can make sources known with it, but not as many as he has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_token_opens_no_endless_guessing() {
+    let world = World::new(1).await;
+    for i in 0..1000 {
+        world.call(0, v4(i)).await.unwrap();
+    }
+    world.settle().await;
+    let mut looked_at = 0;
+    for _ in 0..2 * 24 * 6 {
+        for i in (0..1000).step_by(4) {
+            while world.guess(0, "victim", v4(i)).await.is_ok() {
+                looked_at += 1;
+            }
+        }
+        world.settle().await;
+        world.clock.advance(Duration::from_secs(600));
+    }
+    // 100 sources fail 100 times, and all together as strangers do.
+    let most = 100 * (100 + 2 * 100 / 30) + 100 + 2 * 400;
+    assert!(looked_at <= most, "{looked_at} guesses, {most} are possible");
+    // They are strangers by then, and known again once they prove themselves.
+    let attack = async || {
+        for i in 0..600 {
+            let _ = world.guess(0, "victim", v4(10_000 + i)).await;
+        }
+    };
+    attack().await;
+    world.call(0, v4(0)).await.unwrap_err();
+    world.clock.advance(DAY);
+    world.call(0, v4(0)).await.unwrap();
+    attack().await;
+    world.call(0, v4(0)).await.unwrap();
 }
 
 proptest! {

@@ -1,5 +1,5 @@
 -- Counts failures, as Quota does. KEYS: meta, head, log, ids, then each failure's bucket.
--- ARGV: format; then for each failure its quota: interval, failures, per.
+-- ARGV: format; then for each failure its quota: interval, failures, horizon.
 -- All times are whole microseconds, which Lua's numbers hold exactly until the year 2255.
 local meta = redis.call('GET', KEYS[1])
 if not meta then return {'absent'} end
@@ -9,9 +9,9 @@ local now = time[1] * 1000000 + time[2]
 local reply = {'ok'}
 for i = 5, #KEYS do
   local at = 3 * (i - 4) - 1
-  local interval, failures, per = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local interval, failures, horizon = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local level = tonumber(redis.call('GET', KEYS[i]) or 0)
-  level = math.min(math.max(level, now) + interval, now + 2 * per)
+  level = math.min(math.max(level, now) + interval, now + horizon)
   -- Gone when it has drained.
   redis.call('SET', KEYS[i], string.format('%.0f', level),
     'PX', string.format('%.0f', math.ceil((level - now) / 1000)))

@@ -172,8 +172,8 @@ pub(super) fn count_arguments(keys: &Keys, failures: &[Failure]) -> Arguments {
     let mut arguments = Arguments::new(keys);
     for Failure { bucket, quota } in failures {
         arguments.keys.push(format!("{}{bucket}", keys.bucket));
-        let (interval, per) = (quota.interval().as_micros(), quota.per.as_micros());
-        arguments = arguments.with(interval).with(quota.failures.max(1)).with(per);
+        let (interval, horizon) = (quota.interval().as_micros(), quota.horizon().as_micros());
+        arguments = arguments.with(interval).with(quota.failures.max(1)).with(horizon);
     }
     arguments
 }
