@@ -127,6 +127,11 @@ pub struct Attempt<'a> {
     pub reuse: Option<Reuse>,
 }
 
+/// How long a used token must be remembered: as long as any gate accepts it.
+fn mark_time(step_seconds: u64, skew: u8) -> Duration {
+    Duration::from_secs(step_seconds * (2 * u64::from(skew) + 1)) + CLOCKS_APART
+}
+
 /// Checks claims against the directory.
 pub struct Verifier {
     directory: Arc<Directory>,
@@ -257,9 +262,7 @@ impl Verifier {
                 serial,
                 previous,
                 reuse: credential.reuse,
-                window: Duration::from_secs(
-                    credential.generator.step_seconds() * (2 * u64::from(skew) + 1),
-                ) + CLOCKS_APART,
+                window: mark_time(credential.generator.step_seconds(), skew),
             }),
             _ => Err(Denied::WrongToken),
         }
@@ -292,6 +295,28 @@ mod tests {
     use super::*;
     use crate::entry::Algorithm;
     use crate::otp::TokenParams;
+
+    /// Used first by a gate that is ahead as early as can be, accepted last by one that is behind.
+    #[test]
+    fn marks_outlast_tokens() {
+        let seed = Seed::random();
+        let half = CLOCKS_APART.as_secs() / 2;
+        for (step_seconds, skew) in [(5, 0), (5, 1), (30, 1), (30, 10), (3600, 0), (3600, 10)] {
+            let params = TokenParams { step_seconds, ..TokenParams::default() };
+            let generator = Generator::new(&seed, params);
+            let counter = 472_222 * 3600 / u64::from(step_seconds);
+            let token = generator.token_at(counter * u64::from(step_seconds));
+            let token = Token::parse(&token).unwrap();
+            let accepted =
+                |at| generator.check(&token, at, skew).is_some_and(|step| step.counter == counter);
+            let step = u64::from(step_seconds);
+            let steps = || counter - 2 * u64::from(skew) - 2..counter + 2 * u64::from(skew) + 2;
+            let first = steps().map(|n| n * step).find(|at| accepted(*at)).unwrap();
+            let last = steps().rev().map(|n| n * step + step - 1).find(|at| accepted(*at)).unwrap();
+            let span = (last + half) - (first - half);
+            assert!(mark_time(step_seconds.into(), skew).as_secs() > span, "{step_seconds} {skew}");
+        }
+    }
 
     #[test]
     fn nobody_is_checked_as_somebody_of_that_realm() {

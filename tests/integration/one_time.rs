@@ -108,6 +108,35 @@ async fn budgets_and_routes_have_their_own_rule() {
     }
 }
 
+/// A token counts as used once it was accepted, whatever became of the request; and not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn accepted_tokens_are_used_and_no_others() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let gate = gate(
+        &sandbox,
+        &echo,
+        "limits = { max_body_bytes = 5 }\n[totp]\nreuse = 'once'\n\
+         [[route]]\npath = '/'\nallow = ['*']\n\
+         [[route]]\npath = '/open'\npublic = true\n\
+         [[route]]\npath = '/others'\nallow = ['lab']\n\
+         [[route]]\npath = '/soon'\nallow = ['shop']\nmode = 'report'\n",
+    )
+    .await;
+    // Neither is a token looked at here.
+    let [first, second] = [0, 1].map(|steps| token_in(ALICE, steps));
+    assert_eq!(status(&gate, "/open", &first).await, 200);
+    let large = gate.call("/", "alice", "shop", &first).body("too large").send().await.unwrap();
+    assert_eq!(large.status(), 413);
+    assert_eq!(status(&gate, "/", &first).await, 200);
+    assert_eq!(status(&gate, "/others", &second).await, 403);
+    assert_eq!(status(&gate, "/", &second).await, 401);
+    let third = token_in(BOB, 0);
+    for (path, expected) in [("/soon", 200), ("/", 401)] {
+        let call = gate.call(path, "bob", "lab", &third).send().await.unwrap();
+        assert_eq!(call.status(), expected);
+    }
+}
+
 /// A request that a trusted proxy repeats is the same request; from anybody else, ids mean nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_request_is_not_another_use() {

@@ -188,10 +188,10 @@ async fn buckets_count_as_quotas_do(rig: Rig) {
             let level: Option<u64> = rig.run(&["GET", &key]);
             Duration::from_micros(level.unwrap_or(0))
         };
-        for _ in 0..8 {
-            // Anywhere from long ago to as far ahead as a bucket can stand.
-            let at =
-                time() + 2 * per - Duration::from_millis(rand::rng().random_range(0..step * 1500));
+        for i in 0..8 {
+            // As far ahead as a bucket can stand, and anywhere from long ago to there.
+            let below = if i == 0 { 0 } else { rand::rng().random_range(0..step * 5500) };
+            let at = time() + quota.horizon() - Duration::from_millis(below);
             rig.run::<()>(&["SET", &key, &at.as_micros().to_string()]);
             let (old, before) = (stands(), time());
             let told = store.count_failures(std::slice::from_ref(&one), now()).await.unwrap();

@@ -10,9 +10,9 @@ use otpgate::clock::{Clock, ManualClock};
 use otpgate::config::ThrottleConfig;
 use otpgate::directory::follower::Follower;
 use otpgate::directory::{Directory, TokenRules};
-use otpgate::entry::{Entry, Principal, PrincipalRef, Seed};
+use otpgate::entry::{Entry, EntryId, Principal, PrincipalRef, Seed};
 use otpgate::metrics::Metrics;
-use otpgate::otp::{Generator, Token, TokenParams};
+use otpgate::otp::{Generator, Reuse, Token, TokenParams};
 use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
@@ -20,6 +20,8 @@ use otpgate::throttle::{Source, Throttle};
 use otpgate::verifier::{Attempt, Denied, Refusal, Verifier};
 use proptest::prelude::*;
 use tokio::task::JoinSet;
+
+use crate::harness::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -225,6 +227,74 @@ async fn a_source_that_tries_many_names_is_stopped() {
     assert!(world.guess(0, "victim", v4(8)).await.is_ok(), "others are not concerned");
 }
 
+/// Who repeats a used token has not proved himself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_token_makes_nobody_known() {
+    let world = World::new(1).await;
+    let token = Token::parse(&world.victim.token_at(world.clock.now().unix));
+    let once = async |source, request| {
+        let who = PrincipalRef::parse("victim", "staff").unwrap();
+        let reuse = Some(Reuse::ONCE);
+        let attempt = Attempt { who, token: token.as_ref(), source, request, reuse };
+        world.gates[0].verifier.verify(attempt, world.clock.now()).await.map(drop)
+    };
+    once(v4(1), "first").await.unwrap();
+    assert_eq!(once(v4(2), "second").await, Err(Refusal::Denied(Denied::Reused)));
+    world.settle().await;
+    for i in 0..100 {
+        world.guess(0, "victim", v4(1000 + i)).await.unwrap();
+    }
+    world.call(0, v4(1)).await.unwrap();
+    assert!(matches!(world.call(0, v4(2)).await, Err(Refusal::Throttled(_))));
+}
+
+/// A service that does not say for whom it asks has many clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_may_ask_about_many_names() {
+    let world = World::new(1).await;
+    for i in 0..500 {
+        world.guess(0, &format!("n{i}"), Source::Service(EntryId(7))).await.unwrap();
+    }
+    let client = Source::told_by(EntryId(7), Ipv4Addr::LOCALHOST.into());
+    for i in 0..50 {
+        world.guess(0, &format!("n{i}"), client).await.unwrap();
+    }
+    world.guess(0, "n50", client).await.unwrap_err();
+}
+
+/// To the second, for entries that end and for seeds that are rotated out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_ends_on_time() {
+    let world = World::new(1).await;
+    let (end, seeds) = (world.clock.now().unix + 20, [Seed::random(), Seed::random()]);
+    let make = |name: &str| {
+        let who = Principal::parse(name, "staff").unwrap();
+        let [seed, old] = seeds.clone();
+        move |id| {
+            let entry = Entry::new(id, who, old, 0);
+            match entry.principal.name.as_str() {
+                "expiring" => Entry { expires_at: Some(end), seed, ..entry },
+                _ => entry.rotate(seed, end, None, 0).unwrap(),
+            }
+        }
+    };
+    world.store.create(make("expiring")).await.unwrap();
+    let (_, version) = world.store.create(make("rotated")).await.unwrap();
+    assert!(world.directory.wait_for(version, Duration::from_secs(10)).await);
+    let call = async |name, seed: &Seed| {
+        let token = Generator::new(seed, TokenParams::default()).token_at(world.clock.now().unix);
+        world.attempt(0, name, v4(1), Token::parse(&token).as_ref()).await
+    };
+    world.clock.advance(Duration::from_secs(19));
+    for (name, seed) in [("expiring", &seeds[0]), ("rotated", &seeds[0]), ("rotated", &seeds[1])] {
+        call(name, seed).await.unwrap();
+    }
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!(call("expiring", &seeds[0]).await, Err(Refusal::Denied(Denied::Expired)));
+    assert_eq!(call("rotated", &seeds[1]).await, Err(Refusal::Denied(Denied::WrongToken)));
+    call("rotated", &seeds[0]).await.unwrap();
+}
+
 /// What one gate has counted holds on another that has just started.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_outlive_a_gate() {
@@ -312,7 +382,8 @@ async fn a_store_that_comes_back_is_asked_again() {
     std::fs::rename(&file, &away).unwrap();
     assert!(matches!(world.call(0, v4(1)).await, Err(Refusal::Throttled(_))));
     std::fs::rename(&away, &file).unwrap();
-    world.call(0, v4(1)).await.unwrap();
+    // No time passes for the gate.
+    eventually("it is known again", || async { world.call(0, v4(1)).await.ok() }).await;
 }
 
 /// Who guesses on many gates in the same instant is ahead of the count once, not at every burst.
