@@ -13,13 +13,11 @@
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use ring::digest::{SHA256, digest};
-use tokio::sync::{Mutex, Semaphore, mpsc};
-use tokio::task::unconstrained;
+use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
@@ -49,6 +47,8 @@ const NOT_REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const REFRESH: Duration = Duration::from_secs(3600);
 /// How far the store's clock and ours may be apart within one answer.
 const ROUNDING: Duration = Duration::from_secs(1);
+/// How often the store is told.
+const SHARE: Duration = Duration::from_millis(50);
 /// How often closed buckets are counted for the metrics.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
@@ -172,15 +172,14 @@ pub struct Throttle {
     /// Levels of what failures of known sources count in, by name and source.
     lapses: Table,
     recalls: Semaphore,
-    reports: mpsc::Sender<Report>,
-    reported: Mutex<mpsc::Receiver<Report>>,
+    /// For the store, in the order that they came.
+    waiting: Mutex<Vec<Report>>,
 }
 
 impl Throttle {
     /// Nobody has failed yet.
     #[must_use]
     pub fn new(config: ThrottleConfig, store: Store, metrics: Arc<Metrics>, now: Moment) -> Self {
-        let (reports, reported) = mpsc::channel(QUEUE);
         Self {
             config,
             store,
@@ -195,8 +194,7 @@ impl Throttle {
             newcomers: Table::new(),
             lapses: Table::new(),
             recalls: Semaphore::new(RECALLS),
-            reports,
-            reported: Mutex::new(reported),
+            waiting: Mutex::default(),
         }
     }
 
@@ -288,32 +286,32 @@ impl Throttle {
 
     /// Tells the store what happens here and learns what happened elsewhere. Never ends.
     pub async fn run(&self, clock: Arc<dyn Clock>) {
-        let mut look_around = tokio::time::interval(LOOK_AROUND);
-        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut interval = tokio::time::interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        let (mut share, mut look_around) = (every(SHARE), every(LOOK_AROUND));
         loop {
             tokio::select! {
-                batch = self.reported() => drop(self.tell(batch, clock.now()).await),
+                _ = share.tick() => self.flush(clock.now()).await,
                 _ = look_around.tick() => self.look_around(clock.now()),
             }
         }
     }
 
-    /// Tells the store what it has not been told yet; for when [`Self::run`] has been stopped.
+    /// Tells the store what it has not been told yet.
     pub async fn flush(&self, now: Moment) {
-        // Unconstrained: tokio would at times say that nothing is there, to let others run.
-        while let Some(batch) = unconstrained(self.reported()).now_or_never() {
-            if !self.tell(batch, now).await {
-                break;
+        let mut waiting = std::mem::take(&mut *self.waiting());
+        while !waiting.is_empty() {
+            // Each may be a failure in two buckets.
+            let rest = waiting.split_off(waiting.len().min(MAX_LEDGER_BATCH / 2));
+            if !self.tell(std::mem::replace(&mut waiting, rest), now).await {
+                // It would not take these either, and each try takes time.
+                self.metrics.throttle_unshared.inc_by(waiting.len() as u64);
+                return;
             }
         }
-    }
-
-    /// The next reports.
-    async fn reported(&self) -> Vec<Report> {
-        let mut batch = Vec::new();
-        // Each may be a failure in two buckets.
-        self.reported.lock().await.recv_many(&mut batch, MAX_LEDGER_BATCH / 2).await;
-        batch
     }
 
     /// Whether the source has proved itself under that name not long ago, here or elsewhere.
@@ -375,10 +373,19 @@ impl Throttle {
         admitted
     }
 
+    /// Leaves a report for the next [`Self::flush`]. Nobody is woken: that would take time, and only for
+    /// names that exist.
     fn report(&self, report: Report) {
-        if self.reports.try_send(report).is_err() {
+        let mut waiting = self.waiting();
+        if waiting.len() < QUEUE {
+            waiting.push(report);
+        } else {
             self.metrics.throttle_unshared.inc();
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Report>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the store took it.
