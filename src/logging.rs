@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn, LevelFilter};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::audit;
@@ -58,25 +58,38 @@ impl Drop for Logging {
 /// If audit events cannot go where the settings say.
 pub fn init(config: &LogConfig) -> io::Result<Logging> {
     let trail = open_trail(&config.audit)?;
-    let (access, apart) = (config.access, trail.is_some());
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
+    };
+    let lines = lines.with_filter(filter(config, trail.is_some()));
+    // Only tests start logging twice.
+    let _ = tracing_subscriber::registry().with(lines).with(trail.clone().map(layer)).try_init();
+    Ok(Logging(trail))
+}
+
+/// Which lines are written; audit events whatever the level, unless they have a place `apart`.
+///
+/// The hints matter: without them every dependency would ask here about every trace line that it has.
+fn filter<S>(config: &LogConfig, apart: bool) -> impl Filter<S> + use<S>
+where
+    S: tracing::Subscriber,
+{
+    let access = config.access;
     let level = EnvFilter::builder().parse_lossy(&config.level);
     let guard = FilterFn::new(move |metadata: &Metadata<'_>| {
         is_safe(metadata.target(), *metadata.level())
             && (access || metadata.target() != ACCESS)
             && metadata.target() != audit::TARGET
     });
-    // Whatever the level.
     let audit =
         FilterFn::new(move |metadata: &Metadata<'_>| !apart && metadata.target() == audit::TARGET);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    let lines = match config.format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
-    };
-    let lines = lines.with_filter(level.and(guard).or(audit));
-    // Only tests start logging twice.
-    let _ = tracing_subscriber::registry().with(lines).with(trail.clone().map(layer)).try_init();
-    Ok(Logging(trail))
+    let (guard, audit) = (
+        guard.with_max_level_hint(LevelFilter::TRACE),
+        audit.with_max_level_hint(LevelFilter::INFO),
+    );
+    level.and(guard).or(audit)
 }
 
 /// Starts an audit trail that is a file, and logs nothing else: for commands, whose output is for whoever
@@ -130,7 +143,7 @@ where
         .flatten_event(true)
         .with_ansi(false)
         .with_writer(trail)
-        .with_filter(FilterFn::new(is_audit))
+        .with_filter(FilterFn::new(is_audit).with_max_level_hint(LevelFilter::INFO))
 }
 
 /// Lets failures to write audit events count.
@@ -166,6 +179,25 @@ fn is_of(target: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What nobody wants to read costs nothing.
+    #[test]
+    fn levels_below_the_one_that_is_set_are_off_everywhere() {
+        for (level, expected) in [
+            ("info", LevelFilter::INFO),
+            ("error", LevelFilter::INFO), // for audit events
+            ("info,otpgate=debug", LevelFilter::DEBUG),
+        ] {
+            let config = LogConfig {
+                level: level.to_owned(),
+                format: LogFormat::Text,
+                access: true,
+                audit: AuditTo::Stderr,
+            };
+            let filter = filter::<tracing_subscriber::Registry>(&config, false);
+            assert_eq!(Filter::max_level_hint(&filter), Some(expected), "{level}");
+        }
+    }
 
     #[test]
     fn dependencies_say_no_more_than_they_should() {
