@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use data_encoding::{Encoding, Specification};
+use icu_normalizer::ComposingNormalizerBorrowed;
 use papaya::Equivalent;
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -60,6 +61,13 @@ pub fn is_unprintable(c: char) -> bool {
         || matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Whether a text is in Unicode normalisation form C. Names are compared byte by byte: a new one in another
+/// form would look like one that is there, and be somebody else.
+#[must_use]
+pub fn is_nfc(text: &str) -> bool {
+    ComposingNormalizerBorrowed::new_nfc().is_normalized(text)
 }
 
 macro_rules! label {

@@ -8,13 +8,14 @@ use super::value::{LABEL, TextRules, Value, check_bool, check_integer, check_tex
 use crate::clock::UnixTime;
 use crate::directory::TokenRules;
 use crate::entry::{
-    Algorithm, DIGITS, Entry, MAX_COMMENT_CHARS, Name, PERIOD_SECONDS, Principal, Realm,
+    Algorithm, DIGITS, Entry, MAX_COMMENT_CHARS, Name, PERIOD_SECONDS, Principal, Realm, is_nfc,
 };
 use crate::store::Stored;
 
 const COMMENT: TextRules = TextRules { max_chars: MAX_COMMENT_CHARS, blank: true };
 /// The last second of the year 9999, beyond which RFC 3339 has no texts.
 const MAX_TIME: UnixTime = 253_402_300_799;
+const NOT_NFC: &str = "Use Unicode normalization form C.";
 const UNPRINTABLE: &str = "Control and invisible characters are not allowed.";
 
 /// What of an entry is shown.
@@ -183,8 +184,12 @@ fn label<T>(
     value: Option<&Value>,
     parse: impl Fn(&str) -> Result<T, crate::entry::Invalid>,
 ) -> Result<T, Vec<String>> {
+    let text = check_text(value, LABEL)?;
+    if !is_nfc(text) {
+        return Err(vec![NOT_NFC.to_owned()]);
+    }
     // What check_text lets through can only be unprintable.
-    parse(check_text(value, LABEL)?).map_err(|_| vec![UNPRINTABLE.to_owned()])
+    parse(text).map_err(|_| vec![UNPRINTABLE.to_owned()])
 }
 
 /// A field that may be missing, or null.
@@ -299,6 +304,14 @@ mod tests {
             assert_eq!(parse_rfc3339(text), unix, "{text}");
         }
         assert_eq!(rfc3339(1_924_991_999), "2030-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn new_names_are_normalised() {
+        let name = |name| read(&json!({ "name": name }).to_string(), true);
+        assert!(name("\u{fc}nal").is_ok());
+        let errors = name("u\u{308}nal").unwrap_err();
+        assert_eq!(errors, json!({ "name": ["Use Unicode normalization form C."] }));
     }
 
     #[test]
