@@ -1,10 +1,12 @@
 //! Identity that was not proven never arrives, whatever it is wrapped in.
 
+use std::net::SocketAddr;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::rig::{Case, Rig, answers, get_with, passes, refused};
-use crate::harness::Sandbox;
+use crate::harness::{Gate, Sandbox};
 use crate::peers::bounded;
 use crate::peers::wire::Connection;
 
@@ -174,18 +176,24 @@ async fn a_second_attempt_is_made_as_the_first() {
     assert!(!after.to_lowercase().contains("x-auth-token"), "{after}");
 }
 
-/// Upgrades: none without proof, no tunnel unless the upstream switches, and what goes through one is
-/// not looked at.
-#[tokio::test]
-async fn an_upgrade_is_proven_first_and_a_tunnel_only_if_both_sides_switch() {
-    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sandbox = Sandbox::with_entries();
+/// A gate in front of `upstream`, which a test plays itself, and where the gate listens.
+async fn gate_before(upstream: &TcpListener, sandbox: &Sandbox) -> (Gate, SocketAddr) {
     let proxy = format!(
         "[proxy]\nlisten = \"127.0.0.1:0\"\nupstream = \"{}\"",
         upstream.local_addr().unwrap()
     );
     let gate = sandbox.serve(&format!("{proxy}\n[proxy.health]\ninterval = \"off\"")).ready().await;
     let address = gate.proxy.strip_prefix("http://").unwrap().parse().unwrap();
+    (gate, address)
+}
+
+/// Upgrades: none without proof, no tunnel unless the upstream switches, and what goes through one is
+/// not looked at.
+#[tokio::test]
+async fn an_upgrade_is_proven_first_and_a_tunnel_only_if_both_sides_switch() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sandbox = Sandbox::with_entries();
+    let (_gate, address) = gate_before(&upstream, &sandbox).await;
     let ask = |proof: bool| {
         let proof = if proof {
             format!(
@@ -256,12 +264,7 @@ async fn an_upgrade_is_proven_first_and_a_tunnel_only_if_both_sides_switch() {
 async fn early_hints_do_not_shift_answers() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sandbox = Sandbox::with_entries();
-    let proxy = format!(
-        "[proxy]\nlisten = \"127.0.0.1:0\"\nupstream = \"{}\"",
-        upstream.local_addr().unwrap()
-    );
-    let gate = sandbox.serve(&format!("{proxy}\n[proxy.health]\ninterval = \"off\"")).ready().await;
-    let address = gate.proxy.strip_prefix("http://").unwrap().parse().unwrap();
+    let (_gate, address) = gate_before(&upstream, &sandbox).await;
     let token = crate::harness::token(crate::harness::ALICE);
     let proof = format!("X-Auth-Name: alice\r\nX-Auth-Realm: shop\r\nX-Auth-Token: {token}\r\n");
     let mut client = Connection::to(address).await;
