@@ -19,6 +19,7 @@ use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::seal::{SealError, Sealer};
 
+pub mod digest;
 pub mod ledger;
 mod log;
 pub mod open;

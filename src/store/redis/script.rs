@@ -35,6 +35,8 @@ pub(super) struct Keys {
     pub(super) head: String,
     pub(super) log: String,
     pub(super) ids: String,
+    /// What `meta` must hold for anything to be done.
+    pub(super) format: &'static str,
     entry: String,
     uses: String,
     bucket: String,
@@ -49,6 +51,7 @@ impl Keys {
             head: key("head"),
             log: key("log"),
             ids: key("ids"),
+            format: FORMAT,
             entry: key("e:"),
             uses: key("u:"),
             bucket: key("t:"),
@@ -91,8 +94,8 @@ pub(super) struct Arguments {
 
 impl Arguments {
     fn new(keys: &Keys) -> Self {
-        let keys = keys.fixed().map(str::to_owned).to_vec();
-        Self { keys, values: vec![FORMAT.into()] }
+        let values = vec![keys.format.into()];
+        Self { keys: keys.fixed().map(str::to_owned).to_vec(), values }
     }
 
     fn with(mut self, value: impl ToString) -> Self {
