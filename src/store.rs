@@ -27,11 +27,13 @@ mod payload;
 pub(crate) mod private_file;
 pub mod redis;
 pub mod rekey;
+mod scope;
 pub mod sqlite;
 pub mod url;
 
 pub use ledger::{Failure, LEDGER_PATIENCE, Ledger, MAX_LEDGER_BATCH, Quota, Spending};
-pub use log::MAX_BATCH;
+pub use log::{MAX_BATCH, key_of};
+pub use scope::Scope;
 
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -195,8 +197,17 @@ pub trait Feed: Send {
     /// whether it was one history.
     async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError>;
 
+    /// As [`Self::load`], but hands over only the names, each as [`key_of`] writes it.
+    async fn load_names(
+        &mut self,
+        take: &mut (dyn for<'k> FnMut(&'k str) + Send),
+    ) -> Result<Position, StoreError>;
+
     /// Waits up to about half a second for records after `position`.
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError>;
+
+    /// From now on passes over all entries that are not in `scope`.
+    fn narrow(&mut self, scope: Scope);
 }
 
 /// Keeps rows and the change log. Implementations own connections, time-outs and retries; all
@@ -211,6 +222,16 @@ pub trait Backend: Ledger + 'static {
 
     /// The row of a principal.
     async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError>;
+
+    /// The row of a principal, from a place whose history holds `position`: as of then or later.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] if it cannot be shown that it does.
+    async fn get_since(
+        &self,
+        principal: PrincipalRef<'_>,
+        position: &Position,
+    ) -> Result<Option<Row>, StoreError>;
 
     /// The row with that number.
     async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError>;
@@ -305,6 +326,18 @@ impl Store {
     pub async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Stored>, StoreError> {
         let row = self.timed("get", self.backend.get(principal)).await?;
         Ok(row.map(|row| self.stored(row)))
+    }
+
+    /// See [`Backend::get_since`]; the row is opened with [`Store::unseal`].
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn get_since(
+        &self,
+        principal: PrincipalRef<'_>,
+        position: &Position,
+    ) -> Result<Option<Row>, StoreError> {
+        self.timed("fetch", self.backend.get_since(principal, position)).await
     }
 
     /// What is stored under that number.

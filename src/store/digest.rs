@@ -19,7 +19,13 @@ impl NamePrint {
     /// That of `who`.
     #[must_use]
     pub fn of(who: PrincipalRef<'_>) -> Self {
-        Self(beginning(log::key_of(who).as_bytes()))
+        Self::of_key(&log::key_of(who))
+    }
+
+    /// That of the principal whose [`log::key_of`] is `key`.
+    #[must_use]
+    pub fn of_key(key: &str) -> Self {
+        Self(beginning(key.as_bytes()))
     }
 }
 

@@ -18,9 +18,15 @@ const PLAIN: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'@');
 
 /// `realm/name`, percent-encoded: distinct for distinct principals, and free of blanks and braces.
-pub(super) fn key_of(who: PrincipalRef<'_>) -> String {
+#[must_use]
+pub fn key_of(who: PrincipalRef<'_>) -> String {
     let part = |text| utf8_percent_encode(text, PLAIN);
     format!("{}/{}", part(who.realm()), part(who.name()))
+}
+
+/// A realm or name as it stands in [`key_of`].
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
 }
 
 /// The principal that [`key_of`] made `key` from.

@@ -9,7 +9,7 @@ use redis::{TlsCertificates, Value};
 use tracing::error;
 
 use super::url::RedisUrl;
-use super::{Backend, Feed, Mutation, Nonce, Row, StoreError, Version, log};
+use super::{Backend, Feed, Mutation, Nonce, Position, Row, StoreError, Version, log};
 use crate::clock::Clock;
 use crate::entry::{EntryId, PrincipalRef};
 
@@ -143,9 +143,41 @@ impl Backend for Redis {
         let (meta, (value,), score): Answer =
             self.line.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
         script::check_meta(meta.as_deref())?;
-        let id = score.as_deref().and_then(number);
-        let is_there = value.is_some() || id.is_some();
-        Ok(is_there.then(|| script::row(principal.to_owned(), id, value.as_deref())))
+        Ok(row_of(principal, score, value))
+    }
+
+    async fn get_since(
+        &self,
+        principal: PrincipalRef<'_>,
+        position: &Position,
+    ) -> Result<Option<Row>, StoreError> {
+        let member = log::key_of(principal);
+        let place = format!("{}-0", position.version);
+        let history = |question: &mut redis::Pipeline| {
+            question.cmd("HMGET").arg(&[&self.keys.head, "v", "n"]);
+            question.cmd("XRANGE").arg(&[&self.keys.log, &place, &place]);
+        };
+        let mut question = redis::pipe();
+        // Before and after the entry: else what is read could be of another history.
+        history(&mut question);
+        question
+            .get(&self.keys.meta)
+            .cmd("MGET")
+            .arg(self.keys.entry(&member))
+            .zscore(&self.keys.ids, &member);
+        history(&mut question);
+        let question = &question;
+        type Log = StreamRangeReply;
+        type Answer = (Head, Log, Option<String>, (Option<Vec<u8>>,), Option<String>, Head, Log);
+        let (head, log, meta, (value,), score, later_head, later_log): Answer =
+            self.line.ask(|mut conn| async move { question.query_async(&mut conn).await }).await?;
+        script::check_meta(meta.as_deref())?;
+        if !(holds(position, head, log)? && holds(position, later_head, later_log)?) {
+            return Err(StoreError::Unreachable(
+                "its history is not the one that is followed".into(),
+            ));
+        }
+        Ok(row_of(principal, score, value))
     }
 
     async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError> {
@@ -201,6 +233,32 @@ impl Backend for Redis {
     async fn warnings(&self) -> Vec<String> {
         warnings::look(self).await
     }
+}
+
+/// Version and nonce of `head`.
+type Head = (Option<u64>, Option<String>);
+
+/// Whether a server with this `head`, and these records at the version of `position`, has it in its
+/// history.
+fn holds(position: &Position, head: Head, log: StreamRangeReply) -> Result<bool, StoreError> {
+    let (version, nonce) = (position.version.0, &position.nonce.0);
+    // The log may have been cut, or never been written.
+    if head == (Some(version), Some(nonce.clone())) {
+        return Ok(true);
+    }
+    let record = log.ids.into_iter().next().map(feed::record).transpose()?;
+    Ok(record.is_some_and(|record| record.version == version && record.nonce == *nonce))
+}
+
+/// The row of a principal, given its score in `ids` and its value.
+fn row_of(
+    principal: PrincipalRef<'_>,
+    score: Option<String>,
+    value: Option<Vec<u8>>,
+) -> Option<Row> {
+    let id = score.as_deref().and_then(number);
+    let is_there = value.is_some() || id.is_some();
+    is_there.then(|| script::row(principal.to_owned(), id, value.as_deref()))
 }
 
 /// What the list script found: numbers, and rows where there are principals.

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
-use super::{Backend, Feed, Mutation, Row, StoreError, Version};
+use super::{Backend, Feed, Mutation, Position, Row, StoreError, Version};
 use crate::clock::Clock;
 use crate::entry::{EntryId, PrincipalRef};
 
@@ -64,6 +64,15 @@ impl Backend for Sqlite {
     async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError> {
         let principal = principal.to_owned();
         self.read(move |conn| rows::of_principal(conn, &principal)).await
+    }
+
+    async fn get_since(
+        &self,
+        principal: PrincipalRef<'_>,
+        position: &Position,
+    ) -> Result<Option<Row>, StoreError> {
+        let (principal, position) = (principal.to_owned(), position.clone());
+        self.read(move |conn| rows::since(conn, &principal, &position)).await
     }
 
     async fn get_by_id(&self, id: EntryId) -> Result<Option<Row>, StoreError> {

@@ -16,7 +16,7 @@ use super::script::{self, Keys};
 use crate::clock::Clock;
 use crate::entry::EntryId;
 use crate::store::log::{self, Chain, RETENTION, Record};
-use crate::store::{Feed, Nonce, Position, Row, Step, StoreError, Version};
+use crate::store::{Feed, Nonce, Position, Row, Scope, Step, StoreError, Version};
 
 /// How long the server waits for news.
 const BLOCK: Duration = Duration::from_millis(500);
@@ -27,11 +27,16 @@ const RECORDS: usize = 1_000;
 /// Keys of one `MGET`, and entries of one step of a full load.
 const GROUP: usize = 1_000;
 
+/// Entries by key and number, and the last number that was looked at.
+type Members = (Vec<(String, EntryId)>, u64);
+
 pub(super) struct RedisFeed {
     link: Link,
     connector: Arc<Connector>,
     keys: Keys,
     clock: Arc<dyn Clock>,
+    /// What is followed.
+    scope: Scope,
     /// Not polled on this connection yet: the first answer should not wait for news.
     fresh: bool,
 }
@@ -43,7 +48,7 @@ impl RedisFeed {
         keys: Keys,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { link, connector, keys, clock, fresh: true }
+        Self { link, connector, keys, clock, scope: Scope::default(), fresh: true }
     }
 
     async fn ask<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, StoreError> {
@@ -113,7 +118,8 @@ impl RedisFeed {
     }
 
     async fn changes(&mut self, chain: Chain, as_of: Instant) -> Result<Step, StoreError> {
-        let members: Vec<_> = chain.keys.into_iter().collect();
+        let members: Vec<_> =
+            chain.keys.into_iter().filter(|key| self.scope.has_key(key)).collect();
         let mut rows = Vec::with_capacity(members.len());
         for group in members.chunks(GROUP) {
             let values = self.rows(group).await?;
@@ -127,8 +133,9 @@ impl RedisFeed {
         Ok(Step::Changed { rows, position: chain.position, as_of })
     }
 
-    /// Entries with numbers above `after`, by number; the store was there after they were read.
-    async fn members(&mut self, after: u64) -> Result<Vec<(String, String)>, StoreError> {
+    /// The next entries with numbers above `after`, by number, and the last of these numbers; `None` at
+    /// the end. The store was there after they were read.
+    async fn members(&mut self, after: u64) -> Result<Option<Members>, StoreError> {
         let mut question = redis::pipe();
         question
             .cmd("ZRANGEBYSCORE")
@@ -140,10 +147,43 @@ impl RedisFeed {
             .cmd("HELLO")
             .get(&self.keys.meta);
         type Answer = (Vec<(String, String)>, Value, Option<String>);
-        let (members, hello, meta): Answer = self.ask(&question).await?;
+        let (found, hello, meta): Answer = self.ask(&question).await?;
         check_role(&hello)?;
         script::check_meta(meta.as_deref())?;
-        Ok(members)
+        let numbered = |(member, score): (String, String)| Some((member, number(&score)?));
+        let found: Option<Vec<_>> = found.into_iter().map(numbered).collect();
+        let found = found.ok_or_else(|| StoreError::Corrupt("an entry's number is none".into()))?;
+        let Some((_, last)) = found.last() else { return Ok(None) };
+        let last = last.0;
+        let kept = found.into_iter().filter(|(member, _)| self.scope.has_key(member)).collect();
+        Ok(Some((kept, last)))
+    }
+
+    /// Hands the rows of `members` to `take`.
+    async fn take_rows(
+        &mut self,
+        members: Vec<(String, EntryId)>,
+        take: &mut (dyn FnMut(Row) + Send),
+    ) -> Result<(), StoreError> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = members.iter().map(|(member, _)| member.clone()).collect();
+        let values = self.rows(&names).await?;
+        let mut missing = Vec::new();
+        for ((member, id), value) in members.into_iter().zip(values) {
+            match (log::principal_of(&member), value) {
+                (Some(principal), Some(value)) => {
+                    take(script::row(principal, Some(id), Some(&value)));
+                }
+                (Some(_), None) => missing.push((member, id)),
+                (None, _) => note_impossible(id),
+            }
+        }
+        if !missing.is_empty() {
+            self.vanished(&missing).await?.into_iter().for_each(take);
+        }
+        Ok(())
     }
 
     /// Those of `missing` that should be there: evicted, or deleted by hand. What was properly deleted
@@ -172,31 +212,34 @@ impl Feed for RedisFeed {
         self.connector.confirm(&mut self.link).await?;
         let position = self.tail().await?;
         let mut after = 0;
-        loop {
-            let members = self.members(after).await?;
-            let ids: Option<Vec<_>> = members.iter().map(|(_, score)| number(score)).collect();
-            let ids = ids.ok_or_else(|| StoreError::Corrupt("an entry's number is none".into()))?;
-            let Some(last) = ids.last() else { break };
-            after = last.0;
-            let names: Vec<_> = members.into_iter().map(|(member, _)| member).collect();
-            let values = self.rows(&names).await?;
-            let mut missing = Vec::new();
-            for ((member, id), value) in names.into_iter().zip(ids).zip(values) {
-                match (log::principal_of(&member), value) {
-                    (Some(principal), Some(value)) => {
-                        take(script::row(principal, Some(id), Some(&value)));
-                    }
-                    (Some(_), None) => missing.push((member, id)),
-                    (None, _) => {
-                        error!(id = id.0, "a stored entry has an impossible name or realm")
-                    }
+        while let Some((members, last)) = self.members(after).await? {
+            after = last;
+            self.take_rows(members, take).await?;
+        }
+        Ok(position)
+    }
+
+    async fn load_names(
+        &mut self,
+        take: &mut (dyn for<'k> FnMut(&'k str) + Send),
+    ) -> Result<Position, StoreError> {
+        self.connector.confirm(&mut self.link).await?;
+        let position = self.tail().await?;
+        let mut after = 0;
+        while let Some((members, last)) = self.members(after).await? {
+            after = last;
+            for (member, id) in members {
+                match log::principal_of(&member) {
+                    Some(_) => take(&member),
+                    None => note_impossible(id),
                 }
-            }
-            if !missing.is_empty() {
-                self.vanished(&missing).await?.into_iter().for_each(&mut *take);
             }
         }
         Ok(position)
+    }
+
+    fn narrow(&mut self, scope: Scope) {
+        self.scope = scope;
     }
 
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
@@ -233,6 +276,10 @@ impl Feed for RedisFeed {
             }
         }
     }
+}
+
+fn note_impossible(id: EntryId) {
+    error!(id = id.0, "a stored entry has an impossible name or realm, it is passed over");
 }
 
 /// A record of the log.

@@ -11,7 +11,7 @@ use super::file::{Db, store_error, tail};
 use super::{Wake, blocking, rows};
 use crate::clock::Clock;
 use crate::store::log::{self, Chain, RETENTION};
-use crate::store::{Feed, Position, Row, Step, StoreError};
+use crate::store::{Feed, Position, Row, Scope, Step, StoreError};
 
 /// Time between two looks at `data_version`; a look takes a few microseconds.
 const TICK: Duration = Duration::from_millis(10);
@@ -23,11 +23,14 @@ const QUEUED_GROUPS: usize = 2;
 pub(super) struct SqliteFeed {
     /// Away while a worker uses it; gone for good if a question was abandoned.
     watcher: Option<Watcher>,
+    /// What is followed.
+    scope: Scope,
 }
 
 impl SqliteFeed {
     pub(super) fn new(db: Db, wake: Arc<Wake>, clock: Arc<dyn Clock>) -> Self {
-        Self { watcher: Some(Watcher { db, wake, clock, proven: None }) }
+        let watcher = Watcher { db, wake, clock, proven: None };
+        Self { watcher: Some(watcher), scope: Scope::default() }
     }
 
     fn take(&mut self) -> Result<Watcher, StoreError> {
@@ -35,22 +38,22 @@ impl SqliteFeed {
             .take()
             .ok_or_else(|| StoreError::Unreachable("its connection is in use elsewhere".into()))
     }
-}
 
-#[async_trait]
-impl Feed for SqliteFeed {
-    async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError> {
+    async fn read_all(
+        &mut self,
+        blobs: bool,
+        take: &mut (dyn FnMut(Row) + Send),
+    ) -> Result<Position, StoreError> {
         let mut watcher = self.take()?;
         let (groups, mut arriving) = mpsc::channel(QUEUED_GROUPS);
         let reading = blocking(move || {
-            let position = watcher.read_all(&groups)?;
+            let position = watcher.read_all(blobs, &groups)?;
             Ok((watcher, position))
         });
         let taking = async {
             while let Some(group) = arriving.recv().await {
-                for row in group {
-                    take(row);
-                }
+                let kept = |row: &Row| self.scope.has(row.principal.realm.as_str());
+                group.into_iter().filter(kept).for_each(&mut *take);
             }
         };
         let (read, ()) = tokio::join!(reading, taking);
@@ -58,17 +61,35 @@ impl Feed for SqliteFeed {
         self.watcher = Some(watcher);
         Ok(position)
     }
+}
+
+#[async_trait]
+impl Feed for SqliteFeed {
+    async fn load(&mut self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Position, StoreError> {
+        self.read_all(true, take).await
+    }
+
+    async fn load_names(
+        &mut self,
+        take: &mut (dyn for<'k> FnMut(&'k str) + Send),
+    ) -> Result<Position, StoreError> {
+        self.read_all(false, &mut |row| take(&log::key_of((&row.principal).into()))).await
+    }
 
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
         let mut watcher = self.take()?;
-        let position = position.clone();
+        let (position, scope) = (position.clone(), self.scope.clone());
         let (watcher, step) = blocking(move || {
-            let step = watcher.poll(&position)?;
+            let step = watcher.poll(&position, &scope)?;
             Ok((watcher, step))
         })
         .await?;
         self.watcher = Some(watcher);
         Ok(step)
+    }
+
+    fn narrow(&mut self, scope: Scope) {
+        self.scope = scope;
     }
 }
 
@@ -82,7 +103,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
+    fn poll(&mut self, position: &Position, scope: &Scope) -> Result<Step, StoreError> {
         let mut as_of = self.clock.now().monotonic;
         for _ in 0..TICKS {
             let commits = self.wake.commits();
@@ -91,7 +112,7 @@ impl Watcher {
             let data_version = self.data_version()?;
             let still = (data_version, position.clone());
             if self.proven.as_ref() != Some(&still) {
-                let step = self.step(position, as_of)?;
+                let step = self.step(position, scope, as_of)?;
                 if let Step::Current { .. } = step {
                     self.proven = Some(still);
                 }
@@ -111,7 +132,12 @@ impl Watcher {
     }
 
     /// What happened since `position`, as one consistent picture.
-    fn step(&mut self, position: &Position, as_of: Instant) -> Result<Step, StoreError> {
+    fn step(
+        &mut self,
+        position: &Position,
+        scope: &Scope,
+        as_of: Instant,
+    ) -> Result<Step, StoreError> {
         let tx = self
             .db
             .conn
@@ -134,7 +160,7 @@ impl Watcher {
             return Ok(Step::Lost("the change log is not the one that was followed so far"));
         }
         let mut changed = Vec::with_capacity(chain.keys.len());
-        for key in &chain.keys {
+        for key in chain.keys.iter().filter(|key| scope.has_key(key)) {
             let principal = log::principal_of(key)
                 .ok_or_else(|| StoreError::Corrupt("the change log names no entry".into()))?;
             let row = rows::of_principal(&tx, &principal)?;
@@ -143,7 +169,11 @@ impl Watcher {
         Ok(Step::Changed { rows: changed, position: chain.position, as_of })
     }
 
-    fn read_all(&mut self, groups: &mpsc::Sender<Vec<Row>>) -> Result<Position, StoreError> {
+    fn read_all(
+        &mut self,
+        blobs: bool,
+        groups: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<Position, StoreError> {
         self.db.check_in_place()?;
         let tx = self
             .db
@@ -151,7 +181,7 @@ impl Watcher {
             .transaction_with_behavior(TransactionBehavior::Deferred)
             .map_err(store_error)?;
         let position = tail(&tx)?;
-        rows::all(&tx, |group| groups.blocking_send(group).is_ok())?;
+        rows::all(&tx, blobs, |group| groups.blocking_send(group).is_ok())?;
         Ok(position)
     }
 }

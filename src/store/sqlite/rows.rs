@@ -8,7 +8,7 @@ use tracing::error;
 use super::file::{commit_error, store_error, tail};
 use crate::entry::{EntryId, Principal};
 use crate::store::log::{self, RETENTION, Record};
-use crate::store::{Action, Blob, Expect, Mutation, Nonce, Row, StoreError, Version};
+use crate::store::{Action, Blob, Expect, Mutation, Nonce, Position, Row, StoreError, Version};
 
 /// A row of `entries` as SQLite gives it.
 type Raw = (u64, String, String, u64, Vec<u8>);
@@ -42,6 +42,23 @@ pub(super) fn of_principal(conn: &Connection, who: &Principal) -> Result<Option<
     one(conn, sql, [who.realm.as_str(), who.name.as_str()])
 }
 
+/// The row of a principal, if the file's history holds `position`.
+pub(super) fn since(
+    conn: &mut Connection,
+    who: &Principal,
+    position: &Position,
+) -> Result<Option<Row>, StoreError> {
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Deferred).map_err(store_error)?;
+    let is_known = tail(&tx)? == *position
+        || records(&tx, Version(position.version.0.saturating_sub(1)), 1)?
+            .first()
+            .is_some_and(|r| r.version == position.version.0 && r.nonce == position.nonce.0);
+    if !is_known {
+        return Err(StoreError::Unreachable("its history is not the one that is followed".into()));
+    }
+    of_principal(&tx, who)
+}
+
 pub(super) fn of_id(conn: &Connection, id: EntryId) -> Result<Option<Row>, StoreError> {
     if id > EntryId::MAX {
         return Ok(None);
@@ -64,15 +81,18 @@ pub(super) fn after(
         .map_err(store_error)
 }
 
-/// Hands all rows to `take`, in groups; it says whether to go on.
+/// Hands all rows to `take`, in groups; it says whether to go on. Without blobs these are empty.
 pub(super) fn all(
     conn: &Connection,
+    blobs: bool,
     mut take: impl FnMut(Vec<Row>) -> bool,
 ) -> Result<(), StoreError> {
     const GROUP: usize = 500;
-    let mut statement = conn
-        .prepare_cached("SELECT id, realm, name, revision, blob FROM entries")
-        .map_err(store_error)?;
+    let sql = match blobs {
+        true => "SELECT id, realm, name, revision, blob FROM entries",
+        false => "SELECT id, realm, name, revision, x'' FROM entries",
+    };
+    let mut statement = conn.prepare_cached(sql).map_err(store_error)?;
     let mut found = statement.query_map([], raw).map_err(store_error)?;
     loop {
         let group: Vec<_> =
