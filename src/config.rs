@@ -291,6 +291,8 @@ pub struct StoreConfig {
     pub url: crate::store::url::StoreUrl,
     /// Contents not proven current for longer are refused.
     pub max_stale: Duration,
+    /// Which entries gates have in memory.
+    pub hold: crate::directory::Hold,
     /// Before every key in Redis.
     pub prefix: String,
     /// Whether entries are sealed.

@@ -1,23 +1,41 @@
 //! This process's replica of all entries: look-ups never touch the network, and a miss is a definite
-//! answer.
+//! answer. Where there are too many entries for that it holds all names and the entries that are used
+//! most ([`indexed`]): then the first look-up of an entry asks the store, that of an unknown name never.
 //!
 //! The [`follower`] keeps it current. Once the contents were last proven current longer than
 //! `max_stale` ago, every look-up answers [`Unavailable::Stale`] and the gate fails closed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use papaya::Guard as _;
 use tokio::sync::watch;
+use tracing::error;
 
 use crate::clock::{Moment, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
+use crate::metrics::Metrics;
 use crate::otp::{Generator, Reuse, TokenParams};
-use crate::store::Version;
+use crate::store::digest::{Digest, NamePrint, contents_of};
+use crate::store::{Nonce, Position, Row, Scope, Store, Version};
 
+mod all;
 pub mod follower;
+mod indexed;
+mod names;
+
+use all::All;
+use indexed::{Held, Indexed};
+
+/// Which entries a gate has in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// `None`: all entries. Else all names, and about so many of the entries.
+    pub cached_entries: Option<usize>,
+    /// Entries of other realms are left out, as if there were none.
+    pub scope: Scope,
+}
 
 /// How tokens of one realm are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +92,7 @@ pub struct Credential {
     /// Which of the entry's seeds that is.
     pub serial: u32,
     /// The seed before it, while it is accepted.
-    pub previous: Option<PreviousSeed>,
+    pub previous: Option<Box<PreviousSeed>>,
     /// Time steps accepted on either side.
     pub skew_steps: u8,
     /// How often a token may be used.
@@ -103,14 +121,72 @@ pub enum Unavailable {
     Stale,
     /// The entry is there, but cannot be opened.
     Broken,
+    /// The entry is there, but not in memory, and the store does not give it.
+    NotHeld,
 }
 
+/// An entry as it is held.
 #[derive(Debug)]
 struct Slot {
     /// `None`: the stored entry cannot be opened.
     credential: Option<Credential>,
-    /// The full load that set it, or that was the latest when a change set it.
-    generation: u32,
+    /// [`contents_of`] the row.
+    contents: u64,
+}
+
+impl Slot {
+    fn accepts(&self) -> bool {
+        self.credential.as_ref().is_some_and(|credential| credential.enabled)
+    }
+
+    fn credential(&self) -> Result<&Credential, Unavailable> {
+        self.credential.as_ref().ok_or(Unavailable::Broken)
+    }
+}
+
+/// Makes slots of rows.
+#[derive(Clone)]
+struct Opener {
+    store: Store,
+    metrics: Arc<Metrics>,
+}
+
+impl Opener {
+    fn open(&self, row: &Row, rules: &TokenRules) -> Slot {
+        let credential = match self.store.unseal(row) {
+            Ok(entry) => Some(Credential::new(&entry, rules)),
+            Err(error) => {
+                error!(%error, id = row.id.0, "an entry cannot be used, its principal gets 503");
+                self.metrics.directory_broken_entries.inc();
+                None
+            }
+        };
+        Slot { credential, contents: contents_of(row) }
+    }
+}
+
+impl Credential {
+    fn new(entry: &Entry, rules: &TokenRules) -> Self {
+        let params = rules.params_of(entry);
+        let rules = rules.of(entry.principal.realm.as_str());
+        let previous = entry.previous.as_ref().map(|previous| {
+            Box::new(PreviousSeed {
+                generator: Generator::new(&previous.seed, params),
+                serial: previous.serial,
+                until: previous.until,
+            })
+        });
+        Self {
+            id: entry.id,
+            generator: Generator::new(&entry.seed, params),
+            serial: entry.serial,
+            previous,
+            skew_steps: rules.skew_steps,
+            reuse: rules.reuse,
+            enabled: entry.enabled,
+            expires_at: entry.expires_at,
+        }
+    }
 }
 
 /// For health checks and logs.
@@ -122,31 +198,60 @@ pub struct Status {
     pub trouble: Option<String>,
 }
 
+/// What a directory says about itself, to be compared with its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The last change that is in force.
+    pub position: Position,
+    /// Sums over all entries; those of contents only where all are in memory.
+    pub digest: Digest,
+}
+
 /// The replica.
 pub struct Directory {
-    slots: papaya::HashMap<Principal, Slot>,
+    entries: Entries,
+    opener: Opener,
     rules: TokenRules,
+    scope: Scope,
     max_stale: Duration,
     origin: Instant,
     /// Microseconds from `origin` to when contents were last proven current, plus one; 0: never.
     synced_at: AtomicU64,
-    generation: AtomicU32,
-    applied: watch::Sender<Version>,
+    applied: watch::Sender<Position>,
     status: ArcSwap<Status>,
 }
 
+enum Entries {
+    All(All),
+    Indexed(Indexed),
+}
+
 impl Directory {
-    /// An empty replica that answers *stale* until it is synced.
+    /// An empty replica of `store` that answers *stale* until it is synced.
     #[must_use]
-    pub fn new(rules: TokenRules, max_stale: Duration, now: Moment) -> Self {
+    pub fn new(
+        store: Store,
+        hold: &Hold,
+        rules: TokenRules,
+        max_stale: Duration,
+        metrics: Arc<Metrics>,
+        now: Moment,
+    ) -> Self {
+        let opener = Opener { store, metrics };
+        let entries = match hold.cached_entries {
+            None => Entries::All(All::default()),
+            Some(capacity) => Entries::Indexed(Indexed::new(capacity, opener.clone())),
+        };
+        let nowhere = Position { version: Version::default(), nonce: Nonce(String::new()) };
         Self {
-            slots: papaya::HashMap::new(),
+            entries,
+            opener,
             rules,
+            scope: hold.scope.clone(),
             max_stale,
             origin: now.monotonic,
             synced_at: AtomicU64::new(0),
-            generation: AtomicU32::new(0),
-            applied: watch::Sender::new(Version::default()),
+            applied: watch::Sender::new(nowhere),
             status: ArcSwap::default(),
         }
     }
@@ -154,8 +259,9 @@ impl Directory {
     /// Hands the credential of `who` to `read`, or `None` if there is no such entry.
     ///
     /// # Errors
-    /// If the contents are stale or the entry cannot be opened.
-    pub fn look_up<R>(
+    /// If the contents are stale, the entry cannot be opened, or, where not all entries are in memory,
+    /// the store does not give it.
+    pub async fn look_up<R>(
         &self,
         who: PrincipalRef<'_>,
         now: Moment,
@@ -164,12 +270,21 @@ impl Directory {
         if !self.is_current(now) {
             return Err(Unavailable::Stale);
         }
-        let slots = self.slots.pin();
-        match slots.get(&who) {
-            None => Ok(read(None)),
-            Some(Slot { credential: Some(credential), .. }) => Ok(read(Some(credential))),
-            Some(Slot { credential: None, .. }) => Err(Unavailable::Broken),
-        }
+        let indexed = match &self.entries {
+            Entries::All(all) => {
+                return all.read(who, |slot| Ok(read(slot.map(Slot::credential).transpose()?)));
+            }
+            Entries::Indexed(indexed) => indexed,
+        };
+        let slot = match indexed.held(who) {
+            Held::Nothing => None,
+            Held::Entry(slot) => Some(slot),
+            // Rare, and its future is large.
+            Held::Name => {
+                Box::pin(indexed.fetch(who, &self.rules)).await.map_err(|_| Unavailable::NotHeld)?
+            }
+        };
+        Ok(read(slot.as_deref().map(Slot::credential).transpose()?))
     }
 
     /// The rules that entries are read under.
@@ -181,13 +296,48 @@ impl Directory {
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        match &self.entries {
+            Entries::All(all) => all.len(),
+            Entries::Indexed(indexed) => indexed.len(),
+        }
     }
 
     /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
+    }
+
+    /// Number of entries that are in memory, not only their names.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        match &self.entries {
+            Entries::All(all) => all.len(),
+            Entries::Indexed(indexed) => indexed.kept(),
+        }
+    }
+
+    /// Whether all entries are in memory.
+    #[must_use]
+    pub fn holds_all(&self) -> bool {
+        matches!(self.entries, Entries::All(_))
+    }
+
+    /// Which realms' entries it has.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Looks at everything: takes a while.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        let position = self.applied.borrow().clone();
+        let digest = match &self.entries {
+            Entries::All(all) => all.digest(),
+            Entries::Indexed(indexed) => indexed.digest(),
+        };
+        Account { position, digest }
     }
 
     /// How long ago the contents were last proven current; `None`: never.
@@ -213,7 +363,7 @@ impl Directory {
     /// The last change that is in force here.
     #[must_use]
     pub fn version(&self) -> Version {
-        *self.applied.borrow()
+        self.applied.borrow().version
     }
 
     /// Waits until the change `version` is in force here; `false` if that takes longer than `limit`.
@@ -222,70 +372,81 @@ impl Directory {
     /// once this directory has noticed.
     pub async fn wait_for(&self, version: Version, limit: Duration) -> bool {
         let mut applied = self.applied.subscribe();
-        let reached = applied.wait_for(|at| *at >= version);
+        let reached = applied.wait_for(|at| at.version >= version);
         matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
 
-    // What follows is for the follower, the only writer. It flushes each change: left to itself the map keeps
-    // replaced slots, with their seeds, until there are dozens to free at once.
+    // What follows is for the follower, the only writer.
 
     /// Starts a full load: entries not set from here on are dropped by [`Self::end_load`].
     fn begin_load(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        match &self.entries {
+            Entries::All(all) => all.begin_load(),
+            Entries::Indexed(indexed) => indexed.begin_load(),
+        }
     }
 
     fn end_load(&self) {
-        let generation = self.generation.load(Ordering::Relaxed);
-        let guard = self.slots.guard();
-        self.slots.retain(|_, slot| slot.generation == generation, &guard);
-        guard.flush();
+        match &self.entries {
+            Entries::All(all) => all.end_load(),
+            Entries::Indexed(indexed) => indexed.end_load(),
+        }
     }
 
-    /// Sets an entry.
-    fn set(&self, entry: &Entry) {
-        let rules = self.rules.of(entry.principal.realm.as_str());
-        let params = self.rules.params_of(entry);
-        let previous = entry.previous.as_ref().map(|previous| PreviousSeed {
-            generator: Generator::new(&previous.seed, params),
-            serial: previous.serial,
-            until: previous.until,
-        });
-        let credential = Credential {
-            id: entry.id,
-            generator: Generator::new(&entry.seed, params),
-            serial: entry.serial,
-            previous,
-            skew_steps: rules.skew_steps,
-            reuse: rules.reuse,
-            enabled: entry.enabled,
-            expires_at: entry.expires_at,
-        };
-        self.put(entry.principal.clone(), Some(credential));
+    /// Changes up to `position` are about to be applied, or entries up to there were loaded.
+    fn raise(&self, position: &Position) {
+        if let Entries::Indexed(indexed) = &self.entries {
+            indexed.raise(position);
+        }
     }
 
-    /// Notes an entry that cannot be opened.
-    fn set_broken(&self, principal: Principal) {
-        self.put(principal, None);
+    /// Takes an entry of a full load in.
+    fn load(&self, row: Row) {
+        if let Entries::All(all) = &self.entries {
+            let slot = self.opener.open(&row, &self.rules);
+            all.set(row.principal, slot);
+        }
     }
 
-    fn put(&self, principal: Principal, credential: Option<Credential>) {
-        let generation = self.generation.load(Ordering::Relaxed);
-        let guard = self.slots.guard();
-        self.slots.insert(principal, Slot { credential, generation }, &guard);
-        guard.flush();
+    /// Takes a name of a full load in, as [`key_of`](crate::store::key_of) writes it.
+    fn load_name(&self, key: &str) {
+        if let Entries::Indexed(indexed) = &self.entries {
+            indexed.note(NamePrint::of_key(key));
+        }
     }
 
-    fn remove(&self, principal: &Principal) {
-        let guard = self.slots.guard();
-        self.slots.remove(principal, &guard);
-        guard.flush();
+    /// Applies a change; `None`: the entry was deleted. Tells whether the right token of `principal` is
+    /// accepted from now on, its end aside: that comes without a change.
+    fn change(&self, principal: Principal, row: Option<&Row>) -> bool {
+        let slot = row.map(|row| self.opener.open(row, &self.rules));
+        let accepted = slot.as_ref().is_some_and(Slot::accepts);
+        match (&self.entries, slot) {
+            (Entries::All(all), Some(slot)) => all.set(principal, slot),
+            (Entries::All(all), None) => all.remove(&principal),
+            (Entries::Indexed(indexed), slot) => indexed.change(&principal, slot),
+        }
+        accepted
     }
 
-    /// Everything up to `version` is in force, and was current at `as_of`.
-    fn proven(&self, version: Version, as_of: Instant) {
+    /// Whether that is so already; `None`: not known here.
+    fn accepts(&self, who: &Principal) -> Option<bool> {
+        match &self.entries {
+            Entries::All(all) => Some(all.read(who.into(), |slot| slot.is_some_and(Slot::accepts))),
+            Entries::Indexed(indexed) => indexed.accepts(who),
+        }
+    }
+
+    /// Everything up to `position` is in force, and was current at `as_of`.
+    fn proven(&self, position: &Position, as_of: Instant) {
         let micros = as_of.saturating_duration_since(self.origin).as_micros();
         self.synced_at.store(u64::try_from(micros).unwrap_or(u64::MAX - 1) + 1, Ordering::Release);
-        self.applied.send_if_modified(|at| std::mem::replace(at, version) != version);
+        self.applied.send_if_modified(|at| {
+            let moved = at != position;
+            if moved {
+                at.clone_from(position);
+            }
+            moved
+        });
         self.report(Status { loaded: true, trouble: None });
     }
 

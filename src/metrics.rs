@@ -48,6 +48,9 @@ pub struct Metrics {
     pub directory_changes: IntCounter,
     /// Times that an entry could not be opened.
     pub directory_broken_entries: IntCounter,
+    /// Entries in memory, not only their names.
+    pub directory_held_entries: IntGauge,
+    directory_fetches: IntCounterVec,
     /// Time from the acknowledgement of a write made here until it is in force here.
     pub directory_apply_lag: Histogram,
     connections: IntGaugeVec,
@@ -143,6 +146,15 @@ impl Metrics {
                 "directory_broken_entries_total",
                 "Times that a stored entry could not be opened.",
             ),
+            directory_held_entries: r.int_gauge(
+                "directory_held_entries",
+                "Entries in memory; fewer than there are where `store.hold` is `index`.",
+            ),
+            directory_fetches: r.counters(
+                "directory_fetches_total",
+                "Entries that were not in memory and were asked of the store, by outcome.",
+                &["outcome"],
+            ),
             directory_apply_lag: r.histogram(
                 "directory_apply_lag_seconds",
                 "Time from the acknowledgement of a write made here until it is in force here.",
@@ -213,6 +225,11 @@ impl Metrics {
     /// Notes how many buckets are closed; `by` from a fixed set.
     pub fn set_throttled(&self, by: &str, closed: usize) {
         self.throttled_now.with_label_values(&[by]).set(i64::try_from(closed).unwrap_or(i64::MAX));
+    }
+
+    /// Counts an entry that was asked of the store; `outcome` from a fixed set.
+    pub fn directory_fetched(&self, outcome: &str) {
+        self.directory_fetches.with_label_values(&[outcome]).inc();
     }
 
     /// Counts a refused token.

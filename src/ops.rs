@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
-use crate::directory::Directory;
+use crate::directory::{Account, Directory};
 use crate::metrics::Metrics;
 
 /// What health depends on.
@@ -24,9 +24,22 @@ pub struct Ops {
     pub clock: Arc<dyn Clock>,
     /// True once the process is stopping: not ready any more.
     pub draining: watch::Receiver<bool>,
+    /// Whose turn it is to look through the whole directory.
+    accounting: Arc<Semaphore>,
 }
 
 impl Ops {
+    /// What the ops listener serves.
+    #[must_use]
+    pub fn new(
+        directory: Arc<Directory>,
+        metrics: Arc<Metrics>,
+        clock: Arc<dyn Clock>,
+        draining: watch::Receiver<bool>,
+    ) -> Self {
+        Self { directory, metrics, clock, draining, accounting: Arc::new(Semaphore::new(1)) }
+    }
+
     /// The routes of the ops listener.
     pub fn router(self) -> Router {
         let health = || routing::get(async || answer(StatusCode::OK, None));
@@ -36,6 +49,7 @@ impl Ops {
             .route("/healthz", health())
             .route("/readyz", routing::get(ready))
             .route("/startupz", routing::get(started))
+            .route("/directory", routing::get(directory))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "Not found."))
             .method_not_allowed_fallback(async || {
                 refuse(StatusCode::METHOD_NOT_ALLOWED, "Only GET and HEAD are allowed here.")
@@ -80,9 +94,41 @@ async fn started(State(ops): State<Ops>) -> Response {
 async fn metrics(State(ops): State<Ops>) -> Response {
     let age = ops.directory.staleness(ops.clock.now());
     ops.metrics.directory_staleness.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
-    ops.metrics.directory_entries.set(i64::try_from(ops.directory.len()).unwrap_or(i64::MAX));
+    let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    ops.metrics.directory_entries.set(gauge(ops.directory.len()));
+    ops.metrics.directory_held_entries.set(gauge(ops.directory.held()));
     let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
     (kind, ops.metrics.render()).into_response()
+}
+
+/// What `otpgate store verify` compares with the store: sums that show no entry.
+async fn directory(State(ops): State<Ops>) -> Response {
+    // It looks at every entry: one at a time.
+    let Ok(turn) = ops.accounting.clone().try_acquire_owned() else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "Somebody else is asking: try again.");
+    };
+    let directory = ops.directory.clone();
+    let account = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        directory.account()
+    });
+    let Ok(Account { position, digest }) = account.await else {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The directory cannot be summed up.");
+    };
+    let all = ops.directory.holds_all();
+    json_response(
+        StatusCode::OK,
+        &json!({
+            "version": position.version.0,
+            "nonce": position.nonce.0,
+            "entries": digest.entries,
+            "names": format!("{:016x}", digest.names),
+            "contents": all.then(|| format!("{:016x}", digest.contents)),
+            "holds": if all { "all" } else { "index" },
+            "realms": ops.directory.scope().realms(),
+            "current": ops.directory.is_current(ops.clock.now()),
+        }),
+    )
 }
 
 fn answer(status: StatusCode, reason: Option<&str>) -> Response {

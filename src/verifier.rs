@@ -106,6 +106,7 @@ impl Refusal {
             Self::Throttled(_) => "throttled",
             Self::Unavailable(Unavailable::Stale) => "stale",
             Self::Unavailable(Unavailable::Broken) => "broken_entry",
+            Self::Unavailable(Unavailable::NotHeld) => "not_fetched",
             Self::NoMarks => "no_marks",
         }
     }
@@ -210,6 +211,7 @@ impl Verifier {
             .look_up(who, now, |credential| {
                 (credential.map(|c| c.id), self.check(attempt, credential, now))
             })
+            .await
             .map_err(Refusal::Unavailable)?;
         match checked {
             Ok(proof) => {

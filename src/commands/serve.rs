@@ -107,8 +107,14 @@ impl Server {
         let [callers, api, ops] = bind(&config, &metrics)?;
         let addresses = [&callers, &api, &ops].map(Listener::addresses);
         let store = Store::open(&config.store)?.with_metrics(metrics.clone());
-        let directory =
-            Arc::new(Directory::new(config.rules.clone(), config.store.max_stale, clock.now()));
+        let directory = Arc::new(Directory::new(
+            store.clone(),
+            &config.store.hold,
+            config.rules.clone(),
+            config.store.max_stale,
+            metrics.clone(),
+            clock.now(),
+        ));
         let throttle =
             Arc::new(Throttle::new(config.throttle, store.clone(), metrics.clone(), clock.now()));
         let verifier = Arc::new(Verifier::new(
@@ -155,22 +161,18 @@ impl Server {
             front.spawn(api.run(app, closing.subscribe()));
         }
         if !addresses[2].is_empty() {
-            let ops_app = Ops {
-                directory: directory.clone(),
-                metrics: metrics.clone(),
-                clock: clock.clone(),
-                draining: draining.subscribe(),
-            };
+            let (directory, clock) = (directory.clone(), clock.clone());
+            let ops_app = Ops::new(directory, metrics.clone(), clock, draining.subscribe());
             let app = Arc::new(TowerApp::new(ops_app.router()));
             // Probes and scrapes go on while callers drain.
             back.spawn(ops.run(app, closing_back.subscribe()));
         }
-        back.spawn(warn_about(store.clone()));
+        back.spawn(warn_about(store));
         let (throttling, throttle_clock) = (throttle.clone(), clock.clone());
         back.spawn(async move { throttling.run(throttle_clock).await });
         let watched = (directory.clone(), clock.clone());
         back.spawn(async move { watch_currency(watched.0, watched.1).await });
-        let follower = Follower::new(store, directory.clone(), clock.clone(), metrics);
+        let follower = Follower::new(directory.clone(), clock.clone());
         back.spawn(async move { follower.run().await });
 
         let [proxy, api, ops] = addresses;

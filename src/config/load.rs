@@ -17,9 +17,11 @@ use super::throttle::read_throttle;
 use super::tokens::{read_realms, read_rules};
 use super::{
     Address, AuditTo, Config, Listen, LogConfig, LogFormat, ProcessConfig, ProxyConfig,
-    ShutdownConfig,
+    ReservedRealms, ShutdownConfig,
 };
 use crate::directory::RealmRules;
+use crate::entry::Realm;
+use crate::policy::{Access, Grant};
 
 pub use super::reader::Problem;
 
@@ -193,6 +195,7 @@ fn read(root: &mut Section) -> Config {
         routes,
     };
     check_addresses(root, &config);
+    check_scope(root, &config);
     config
 }
 
@@ -263,6 +266,36 @@ fn check_addresses(root: &Section, config: &Config) {
     }
     if config.proxy.listen.is_empty() && config.api.listen.is_empty() {
         root.problem("proxy.listen", "both `proxy` and `api` are off: nothing would be served");
+    }
+}
+
+/// Realms that are left out have no use elsewhere.
+fn check_scope(root: &Section, config: &Config) {
+    let scope = &config.store.hold.scope;
+    let left_out = |realm: &Realm| !scope.has(realm.as_str());
+    let ReservedRealms { admin, auth } = &config.realms;
+    if !config.api.listen.is_empty() && left_out(admin) && left_out(auth) {
+        root.problem(
+            "store.realms",
+            format_args!(
+                "has neither `{admin}` nor `{auth}`, so nobody could use the API: add one, or say \
+                 `listen = \"off\"` in [api]"
+            ),
+        );
+    }
+    for (i, route) in config.routes.iter().enumerate() {
+        let Access::Allow(grants) = &route.access else { continue };
+        for grant in grants {
+            let realm = match grant {
+                Grant::Anybody => continue,
+                Grant::Realm(realm) => realm,
+                Grant::Principal(principal) => &principal.realm,
+            };
+            if left_out(realm) {
+                let key = format!("route[{i}].allow");
+                root.problem(&key, format_args!("`store.realms` leaves `{realm}` out"));
+            }
+        }
     }
 }
 

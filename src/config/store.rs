@@ -6,10 +6,17 @@ use std::time::Duration;
 use super::peers::read_tls_files;
 use super::reader::Section;
 use super::{Sealing, StoreConfig};
+use crate::directory::Hold;
+use crate::entry::Realm;
+use crate::store::Scope;
 use crate::store::url::{StoreUrl, Topology};
 
 /// The time between two proofs that nothing happened, and the longest wait for an answer.
 const MIN_MAX_STALE: Duration = Duration::from_secs(2);
+
+/// How many entries a gate may keep in memory beside their names, and how many it does unless told.
+const CACHED_ENTRIES: std::ops::RangeInclusive<usize> = 100..=100_000_000;
+const USUAL_CACHED_ENTRIES: usize = 100_000;
 
 pub(super) fn read_store(mut s: Section) -> StoreConfig {
     let max_stale = s.duration("max_stale").unwrap_or(Duration::from_secs(15));
@@ -26,6 +33,7 @@ pub(super) fn read_store(mut s: Section) -> StoreConfig {
     {
         s.problem("prefix", "must be 1 to 64 letters, digits, `-`, `_`, `.` or `:`");
     }
+    let hold = read_hold(&mut s);
     let url = s.secret("url");
     let mut url = match url.as_ref().map(|url| StoreUrl::parse(url.expose())) {
         Some(Ok(url)) => url,
@@ -62,7 +70,24 @@ pub(super) fn read_store(mut s: Section) -> StoreConfig {
     }
     let sealing = read_sealing(&mut s, &url);
     s.finish();
-    StoreConfig { url, max_stale, prefix, sealing, ca_file, client_tls }
+    StoreConfig { url, max_stale, hold, prefix, sealing, ca_file, client_tls }
+}
+
+fn read_hold(s: &mut Section) -> Hold {
+    let index = s.choice("hold", &[("all", false), ("index", true)]).unwrap_or(false);
+    let cached = s.number("cached_entries", CACHED_ENTRIES);
+    if cached.is_some() && !index {
+        s.problem("cached_entries", "is for `hold = \"index\"`");
+    }
+    let realms =
+        s.list("realms", |realm| Realm::parse(realm).map(|realm| realm.as_str().to_owned()));
+    if realms.as_ref().is_some_and(Vec::is_empty) {
+        s.problem("realms", "names no realm: leave it out to serve all of them");
+    }
+    Hold {
+        cached_entries: index.then(|| cached.unwrap_or(USUAL_CACHED_ENTRIES)),
+        scope: realms.map_or_else(Scope::default, Scope::only),
+    }
 }
 
 fn read_sealing(s: &mut Section, url: &StoreUrl) -> Sealing {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::{Directory, Status};
+use super::{Directory, Opener, Status};
 use crate::audit::Event;
 use crate::clock::Clock;
 use crate::entry::Principal;
@@ -15,6 +15,15 @@ use crate::store::{Feed, Position, Row, Step, Store, StoreError};
 /// Shortest and longest pause before the store is asked again after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Longest pause while it cannot be reached: the gate should be back soon after the store is.
+const RETRY_MAX_AWAY: Duration = Duration::from_millis(70);
+/// A full load that took less is repeated at once; gates that lose their place together share the store's
+/// time otherwise.
+const CHEAP_LOAD: Duration = Duration::from_millis(50);
+/// The time over which gates spread their full loads, as a multiple of what one took.
+const LOAD_SPREAD: u32 = 4;
+/// The longest such time, as a part of `max_stale`.
+const MAX_LOAD_SPREAD: u32 = 4;
 /// More changes that come at once, as of an import, are one audit event.
 const EVENTS_AT_ONCE: usize = 100;
 /// How often it is looked at whether entries are current.
@@ -34,39 +43,49 @@ pub struct Follower {
     directory: Arc<Directory>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    /// `None`: all entries must be loaded.
+    place: Option<Place>,
+    /// Before the store is asked again.
+    pause: Duration,
+    /// What the last full load took.
+    load_cost: Duration,
 }
 
 impl Follower {
-    /// Joins the parts; [`Self::run`] does the work.
+    /// A follower for `directory`, of its store; [`Self::run`] does the work.
     #[must_use]
-    pub fn new(
-        store: Store,
-        directory: Arc<Directory>,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { store, directory, clock, metrics }
+    pub fn new(directory: Arc<Directory>, clock: Arc<dyn Clock>) -> Self {
+        let Opener { store, metrics } = directory.opener.clone();
+        let (place, pause, load_cost) = (None, RETRY_MIN, Duration::ZERO);
+        Self { store, directory, clock, metrics, place, pause, load_cost }
     }
 
     /// Follows for ever; dropping the future stops it.
-    pub async fn run(self) -> ! {
+    pub async fn run(mut self) -> ! {
         if self.store.is_local() {
             self.make_ready().await;
         }
-        let mut place = None;
-        let mut pause = RETRY_MIN;
         loop {
-            let error = self.follow(&mut place, &mut pause).await;
+            let error = self.follow().await;
             self.note_trouble(&error);
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(RETRY_MAX);
+            self.wait_after(&error).await;
         }
+    }
+
+    /// Waits before another try; longer from one to the next.
+    async fn wait_after(&mut self, error: &StoreError) {
+        let longest = match error {
+            StoreError::Unreachable(_) => RETRY_MAX_AWAY,
+            _ => RETRY_MAX,
+        };
+        let pause = self.pause.min(longest);
+        tokio::time::sleep(jittered(pause)).await;
+        self.pause = (pause * 2).min(longest);
     }
 
     /// Makes a file of one's own if it is new. Only at the start, and never a shared server: what is
     /// empty later, or there, may have been emptied.
-    async fn make_ready(&self) {
-        let mut pause = RETRY_MIN;
+    async fn make_ready(&mut self) {
         loop {
             match self.store.init().await {
                 Ok(false) => return,
@@ -79,103 +98,118 @@ impl Follower {
                     warn!(why, "the store takes no writes");
                     return;
                 }
-                Err(error) => self.note_trouble(&error),
+                Err(error) => {
+                    self.note_trouble(&error);
+                    self.wait_after(&error).await;
+                }
             }
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(RETRY_MAX);
         }
     }
 
     /// Connects and follows until something fails.
-    async fn follow(&self, place: &mut Option<Place>, pause: &mut Duration) -> StoreError {
+    async fn follow(&mut self) -> StoreError {
         let mut feed = match self.store.feed(self.clock.clone()).await {
             Ok(feed) => feed,
             Err(error) => return error,
         };
+        feed.narrow(self.directory.scope().clone());
         loop {
-            if let Err(error) = self.advance(feed.as_mut(), place).await {
+            let advanced = match &self.place {
+                None => self.load(feed.as_mut()).await,
+                Some(at) => {
+                    let step = feed.poll(&at.position).await;
+                    match step {
+                        Ok(step) => self.take(step).await,
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            if let Err(error) = advanced {
                 return error;
             }
-            if place.as_ref().is_some_and(|at| at.proven) {
-                *pause = RETRY_MIN;
+            if self.place.as_ref().is_some_and(|at| at.proven) {
+                self.pause = RETRY_MIN;
             }
         }
     }
 
-    async fn advance(
-        &self,
-        feed: &mut dyn Feed,
-        place: &mut Option<Place>,
-    ) -> Result<(), StoreError> {
-        let Some(at) = place else {
-            self.directory.begin_load();
-            let position = feed.load(&mut |row| self.apply(row)).await?;
-            *place = Some(Place { position, proven: false });
-            return Ok(());
+    /// Loads everything.
+    async fn load(&mut self, feed: &mut dyn Feed) -> Result<(), StoreError> {
+        let began = self.clock.now().monotonic;
+        let directory = self.directory.clone();
+        directory.begin_load();
+        let position = match directory.holds_all() {
+            true => feed.load(&mut |row| directory.load(row)).await?,
+            false => feed.load_names(&mut |key| directory.load_name(key)).await?,
         };
-        match feed.poll(&at.position).await? {
-            Step::Current { as_of } => self.proven(at, as_of),
+        directory.raise(&position);
+        self.load_cost = self.clock.now().monotonic.saturating_duration_since(began);
+        self.place = Some(Place { position, proven: false });
+        Ok(())
+    }
+
+    /// Does what the log says.
+    async fn take(&mut self, step: Step) -> Result<(), StoreError> {
+        let Some(at) = &mut self.place else { return Ok(()) };
+        match step {
+            Step::Current { as_of } => self.prove(as_of),
             Step::Changed { rows, position, as_of } => {
-                self.metrics.directory_changes.inc_by(rows.len() as u64);
-                let each = rows.len() <= EVENTS_AT_ONCE;
-                if !each {
-                    let entries = Some(rows.len());
-                    Event { action: "entries", outcome: "changed", entries, ..Event::default() }
-                        .log();
-                }
-                for (principal, row) in rows {
-                    let before = self.accepts(&principal);
-                    match row {
-                        Some(row) => self.apply(row),
-                        None => self.directory.remove(&principal),
-                    }
-                    let after = self.accepts(&principal);
-                    if each && before != after {
-                        note_turn(&principal, after);
-                    }
-                }
                 at.position = position;
-                self.proven(at, as_of);
+                self.directory.raise(&at.position);
+                self.change(rows);
+                self.prove(as_of);
             }
             Step::Lost(why) if at.proven => {
                 warn!(why, "the place in the change log is lost, loading all entries again");
-                *place = None;
+                self.place = None;
+                self.await_turn().await;
             }
             // Loading again at once could go on for ever.
             Step::Lost(why) => {
-                *place = None;
+                self.place = None;
+                self.await_turn().await;
                 return Err(StoreError::Unreachable(format!("{why}, while entries were loaded")));
             }
         }
         Ok(())
     }
 
-    fn proven(&self, at: &mut Place, as_of: Instant) {
-        let version = at.position.version;
+    /// What made this gate lose its place most likely did so to all: if they all loaded at once, the store
+    /// would be busy for everybody.
+    async fn await_turn(&self) {
+        if self.load_cost >= CHEAP_LOAD {
+            let most = self.directory.max_stale / MAX_LOAD_SPREAD;
+            let spread = (self.load_cost * LOAD_SPREAD).min(most);
+            tokio::time::sleep(spread.mul_f64(rand::random_range(0.0..=1.0))).await;
+        }
+    }
+
+    fn change(&self, rows: Vec<(Principal, Option<Row>)>) {
+        self.metrics.directory_changes.inc_by(rows.len() as u64);
+        let each = rows.len() <= EVENTS_AT_ONCE;
+        if !each {
+            let entries = Some(rows.len());
+            Event { action: "entries", outcome: "changed", entries, ..Event::default() }.log();
+        }
+        for (principal, row) in rows {
+            let before = self.directory.accepts(&principal);
+            let after = self.directory.change(principal.clone(), row.as_ref());
+            // What is not known to have been refused before counts as accepted.
+            if each && before.unwrap_or(true) != after {
+                note_turn(&principal, after);
+            }
+        }
+    }
+
+    fn prove(&mut self, as_of: Instant) {
+        let Some(at) = &mut self.place else { return };
         if !std::mem::replace(&mut at.proven, true) {
             self.directory.end_load();
             self.metrics.directory_full_loads.inc();
-            info!(entries = self.directory.len(), version = version.0, "entries loaded");
+            let version = at.position.version.0;
+            info!(entries = self.directory.len(), version, "entries loaded");
         }
-        self.directory.proven(version, as_of);
-    }
-
-    /// Whether the right token of `who` is accepted, its end aside: that comes without a change.
-    fn accepts(&self, who: &Principal) -> bool {
-        let slots = self.directory.slots.pin();
-        let credential = slots.get(who).and_then(|slot| slot.credential.as_ref());
-        credential.is_some_and(|credential| credential.enabled)
-    }
-
-    fn apply(&self, row: Row) {
-        match self.store.unseal(&row) {
-            Ok(entry) => self.directory.set(&entry),
-            Err(error) => {
-                error!(%error, id = row.id.0, "an entry cannot be used, its principal gets 503");
-                self.metrics.directory_broken_entries.inc();
-                self.directory.set_broken(row.principal);
-            }
-        }
+        self.directory.proven(&at.position, as_of);
     }
 
     /// Logs a trouble once, not at every retry.

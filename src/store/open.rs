@@ -196,6 +196,7 @@ mod tests {
         StoreConfig {
             url: StoreUrl::parse(url).unwrap(),
             max_stale: Duration::from_secs(15),
+            hold: Default::default(),
             prefix: "otpgate".into(),
             sealing,
             ca_file: None,

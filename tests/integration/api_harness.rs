@@ -10,7 +10,7 @@ use otpgate::config::{
     Address, ApiConfig, HeaderNames, Limits, Listen, ReservedRealms, ThrottleConfig,
 };
 use otpgate::directory::follower::Follower;
-use otpgate::directory::{Directory, RealmRules, TokenRules};
+use otpgate::directory::{Directory, Hold, RealmRules, TokenRules};
 use otpgate::entry::{Entry, EntryId, Principal, Realm, Seed};
 use otpgate::metrics::Metrics;
 use otpgate::net::Listener;
@@ -124,12 +124,14 @@ impl Gate {
             default: RealmRules { skew_steps: setup.skew_steps, ..RealmRules::default() },
             ..TokenRules::default()
         };
-        let directory = Arc::new(Directory::new(rules, Duration::from_secs(15), clock.now()));
+        let (hold, max_stale) = (Hold::default(), Duration::from_secs(15));
+        let (of, now) = (store.clone(), clock.now());
+        let directory = Directory::new(of, &hold, rules, max_stale, metrics.clone(), now);
+        let directory = Arc::new(directory);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         if setup.follow {
-            let follower =
-                Follower::new(store.clone(), directory.clone(), clock.clone(), metrics.clone());
+            let follower = Follower::new(directory.clone(), clock.clone());
             tasks.spawn(async { follower.run().await });
             assert!(
                 directory.wait_for(version, Duration::from_secs(10)).await,

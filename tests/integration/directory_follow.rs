@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use otpgate::clock::{Clock, ManualClock, SystemClock};
 use otpgate::directory::follower::Follower;
-use otpgate::directory::{Directory, TokenRules, Unavailable};
+use otpgate::directory::{Credential, Directory, Hold, TokenRules, Unavailable};
 use otpgate::entry::{Entry, EntryId, Principal};
 use otpgate::metrics::Metrics;
 use otpgate::otp::{Generator, TokenParams};
@@ -19,9 +20,9 @@ use crate::store_rig::{Place, Rig, create, entry, who};
 const MAX_STALE: Duration = Duration::from_secs(15);
 
 /// What a look-up shows of an entry: its number, state, end and a token of its seed.
-type Seen = (EntryId, bool, Option<u64>, String);
+pub(crate) type Seen = (EntryId, bool, Option<u64>, String);
 
-fn as_seen(entry: &Entry) -> Seen {
+pub(crate) fn as_seen(entry: &Entry) -> Seen {
     let token = Generator::new(&entry.seed, TokenParams::default()).token_at(1_000_000);
     (entry.id, entry.enabled, entry.expires_at, token)
 }
@@ -40,19 +41,30 @@ impl Gate {
     }
 
     fn with_clock(store: Store, clock: Arc<dyn Clock>) -> Self {
-        let directory = Directory::new(TokenRules::default(), MAX_STALE, clock.now());
-        let directory = Arc::new(directory);
+        Self::holding(&Hold::default(), store, clock)
+    }
+
+    pub(crate) fn holding(hold: &Hold, store: Store, clock: Arc<dyn Clock>) -> Self {
         let metrics = Arc::new(Metrics::new([]));
-        let follower = Follower::new(store, directory.clone(), clock.clone(), metrics.clone());
+        let (rules, now) = (TokenRules::default(), clock.now());
+        let directory = Directory::new(store, hold, rules, MAX_STALE, metrics.clone(), now);
+        let directory = Arc::new(directory);
+        let follower = Follower::new(directory.clone(), clock.clone());
         let task = tokio::spawn(async move { follower.run().await });
         Self { directory, clock, metrics, task }
     }
 
+    /// At once, as it must be where all entries are in memory.
     fn look_up(&self, who: &Principal) -> Result<Option<Seen>, Unavailable> {
-        self.directory.look_up(who.into(), self.clock.now(), |found| {
+        self.find(who).now_or_never().expect("nothing is asked of the store")
+    }
+
+    pub(crate) async fn find(&self, who: &Principal) -> Result<Option<Seen>, Unavailable> {
+        let read = |found: Option<&Credential>| {
             let token = |g: &Generator| g.token_at(1_000_000);
             found.map(|c| (c.id, c.enabled, c.expires_at, token(&c.generator)))
-        })
+        };
+        self.directory.look_up(who.into(), self.clock.now(), read).await
     }
 
     pub(crate) fn shows(&self, entry: &Entry) -> bool {
@@ -67,7 +79,7 @@ impl Gate {
         eventually(what, || async { done(self).then_some(()) }).await;
     }
 
-    async fn loaded(&self) {
+    pub(crate) async fn loaded(&self) {
         self.until("entries are loaded", |gate| gate.directory.is_current(gate.clock.now())).await;
     }
 }
@@ -90,7 +102,7 @@ on_stores!([sqlite, redis] [
 ]);
 
 /// Takes the store away.
-fn break_store(rig: &mut Rig) {
+pub(crate) fn break_store(rig: &mut Rig) {
     match &mut rig.place {
         Place::Sqlite(file) => std::fs::rename(&*file, file.with_extension("away")).unwrap(),
         Place::Redis(server) => server.kill(),
@@ -99,7 +111,7 @@ fn break_store(rig: &mut Rig) {
 }
 
 /// Brings it back with its contents.
-fn mend_store(rig: &mut Rig) {
+pub(crate) fn mend_store(rig: &mut Rig) {
     match &mut rig.place {
         Place::Sqlite(file) => std::fs::rename(file.with_extension("away"), &*file).unwrap(),
         Place::Redis(server) => tokio::task::block_in_place(|| server.restart()),

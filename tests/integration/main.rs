@@ -19,6 +19,7 @@ mod cli;
 mod conformance;
 mod demo;
 mod directory_follow;
+mod directory_hold;
 mod dns;
 mod docs;
 mod gate;

@@ -111,6 +111,7 @@ impl Rig {
         let config = StoreConfig {
             url: StoreUrl::parse(url).expect("a store URL"),
             max_stale: Duration::from_secs(15),
+            hold: Default::default(),
             prefix: format!("test-{:016x}", rand::random::<u64>()),
             sealing: key_file(&dir, "sealing.key"),
             ca_file: None,

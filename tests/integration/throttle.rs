@@ -9,7 +9,7 @@ use std::time::Duration;
 use otpgate::clock::{Clock, ManualClock};
 use otpgate::config::ThrottleConfig;
 use otpgate::directory::follower::Follower;
-use otpgate::directory::{Directory, TokenRules};
+use otpgate::directory::{Directory, Hold, TokenRules};
 use otpgate::entry::{Entry, EntryId, Principal, PrincipalRef, Seed};
 use otpgate::metrics::Metrics;
 use otpgate::otp::{Generator, Reuse, Token, TokenParams};
@@ -57,9 +57,10 @@ impl World {
         let metrics = Arc::new(Metrics::new([]));
         let rules = TokenRules::default();
         // The follower looks at real times only now and then; here days pass in between.
-        let directory = Arc::new(Directory::new(rules, 365 * DAY, clock.now()));
-        let follower =
-            Follower::new(store.clone(), directory.clone(), clock.clone(), metrics.clone());
+        let (of, hold, now) = (store.clone(), Hold::default(), clock.now());
+        let directory = Directory::new(of, &hold, rules, 365 * DAY, metrics.clone(), now);
+        let directory = Arc::new(directory);
+        let follower = Follower::new(directory.clone(), clock.clone());
         let mut following = JoinSet::new();
         following.spawn(async move { follower.run().await });
         assert!(directory.wait_for(version, Duration::from_secs(10)).await);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::directory::follower::Follower;
-use otpgate::directory::{Directory, TokenRules};
+use otpgate::directory::{Directory, Hold, TokenRules};
 use otpgate::entry::{Entry, Principal, Seed};
 use otpgate::metrics::Metrics;
 use otpgate::seal::Sealer;
@@ -34,7 +34,6 @@ impl Caller {
 pub(crate) struct Followed {
     pub(crate) directory: Arc<Directory>,
     store: Store,
-    metrics: Arc<Metrics>,
     following: Option<JoinHandle<()>>,
     _folder: TempDir,
 }
@@ -61,8 +60,10 @@ impl Followed {
             version = Some(store.create(|id| Entry::new(id, who, seed, 0)).await.unwrap().1);
         }
         let now = SystemClock.now();
-        let directory = Arc::new(Directory::new(TokenRules::default(), max_stale, now));
-        let mut followed = Self { directory, store, metrics, following: None, _folder: folder };
+        let (hold, rules) = (Hold::default(), TokenRules::default());
+        let directory = Directory::new(store.clone(), &hold, rules, max_stale, metrics, now);
+        let directory = Arc::new(directory);
+        let mut followed = Self { directory, store, following: None, _folder: folder };
         followed.start();
         assert!(followed.directory.wait_for(version.unwrap(), super::LIMIT).await);
         followed
@@ -76,12 +77,7 @@ impl Followed {
     }
 
     pub(crate) fn start(&mut self) {
-        let follower = Follower::new(
-            self.store.clone(),
-            self.directory.clone(),
-            Arc::new(SystemClock),
-            self.metrics.clone(),
-        );
+        let follower = Follower::new(self.directory.clone(), Arc::new(SystemClock));
         self.following = Some(tokio::spawn(async move {
             follower.run().await;
         }));
