@@ -1,8 +1,8 @@
 //! Gates that hold less than everything: names and the entries used most, or some realms alone.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use otpgate::clock::SystemClock;
 use otpgate::directory::{Hold, Unavailable};
@@ -13,6 +13,7 @@ use otpgate::store::{Scope, Store};
 use crate::directory_follow::{Gate, as_seen, break_store, mend_store};
 use crate::harness::eventually;
 use crate::redis_server::LIMIT;
+use crate::store_redis::{Relay, Verdict, at};
 use crate::store_rig::{Follow, Place, Rig, create, entry, who};
 
 /// As few entries in memory as can be set.
@@ -274,4 +275,38 @@ async fn accounts_match_what_is_stored(rig: Rig) {
             store.delete(&old).await.unwrap();
         }
     }
+}
+
+/// The answer of the fetch comes when the change that it does not know is in force.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetched_entry_that_changed_meanwhile_is_fetched_again() {
+    let mut rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let a = create(&store, "a", "r").await.unwrap();
+    let relay = Relay::to(rig.server().port);
+    let through = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
+    let gate = Arc::new(Gate::holding(&index(), through, Arc::new(SystemClock)));
+    gate.loaded().await;
+
+    let blob: Vec<u8> = rig.run(&["GET", &rig.entry_key(&a.principal)]);
+    let (release, held) = mpsc::channel::<()>();
+    let mut held = Some(held);
+    relay.arm(move |answer| {
+        match answer.windows(blob.len()).any(|part| part == blob).then(|| held.take()).flatten() {
+            Some(held) => Verdict::Hold(held),
+            None => Verdict::Wait,
+        }
+    });
+    let looking = tokio::spawn({
+        let (gate, who) = (gate.clone(), a.principal.clone());
+        async move { gate.find(&who).await }
+    });
+    let is_held = || async { (!relay.is_armed()).then_some(()) };
+    eventually("the entry was read", is_held).await;
+    let rotated = Entry { seed: Seed::random(), ..a.clone() };
+    let version = change(&store, &a, Some(&rotated)).await;
+    assert!(gate.directory.wait_for(version, LIMIT).await);
+    drop(release);
+    assert_eq!(looking.await.unwrap(), Ok(Some(as_seen(&rotated))));
+    assert!(shows(&gate, &rotated).await);
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use otpgate::clock::{Clock, SystemClock};
@@ -24,7 +24,7 @@ fn rig(options: Options, url: impl FnOnce(&RedisServer) -> String) -> Rig {
     Rig::on_server(server, &url)
 }
 
-fn at(rig: &Rig, url: &str) -> Store {
+pub(crate) fn at(rig: &Rig, url: &str) -> Store {
     let url = StoreUrl::parse(url).unwrap();
     Store::open(&StoreConfig { url, ..rig.config.clone() }).unwrap()
 }
@@ -421,25 +421,27 @@ async fn a_crash_loses_nothing_and_needs_no_full_load() {
 }
 
 /// What a trap says about a piece of an answer.
-enum Verdict {
+pub(crate) enum Verdict {
     /// It is passed on; the trap waits for the next.
     Wait,
     /// It is passed on; the trap is gone.
     PassOn,
+    /// It is passed on once the channel's other end is dropped; the trap is gone.
+    Hold(mpsc::Receiver<()>),
     /// It is swallowed, and both connections end; the trap is gone.
     Cut,
 }
 
-type Trap = Box<dyn FnMut(&[u8]) -> Verdict + Send>;
+pub(crate) type Trap = Box<dyn FnMut(&[u8]) -> Verdict + Send>;
 
 /// A relay to `port` with a trap for what the server says.
-struct Relay {
-    port: u16,
+pub(crate) struct Relay {
+    pub(crate) port: u16,
     trap: Arc<Mutex<Option<Trap>>>,
 }
 
 impl Relay {
-    fn to(port: u16) -> Self {
+    pub(crate) fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let trap = Arc::<Mutex<Option<Trap>>>::default();
         let relay = Self { port: listener.local_addr().unwrap().port(), trap: trap.clone() };
@@ -456,11 +458,11 @@ impl Relay {
         relay
     }
 
-    fn arm(&self, trap: impl FnMut(&[u8]) -> Verdict + Send + 'static) {
+    pub(crate) fn arm(&self, trap: impl FnMut(&[u8]) -> Verdict + Send + 'static) {
         *self.trap.lock().unwrap() = Some(Box::new(trap));
     }
 
-    fn is_armed(&self) -> bool {
+    pub(crate) fn is_armed(&self) -> bool {
         self.trap.lock().unwrap().is_some()
     }
 }
@@ -469,16 +471,18 @@ fn pass(mut from: TcpStream, mut to: TcpStream, trap: &Mutex<Option<Trap>>) {
     let mut buffer = [0; 65536];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let answer = &buffer[..length];
-        {
+        let verdict = {
             let mut armed = trap.lock().unwrap();
-            match armed.as_mut().map_or(Verdict::Wait, |trap| trap(answer)) {
-                Verdict::Wait => {}
-                Verdict::PassOn => *armed = None,
-                Verdict::Cut => {
-                    *armed = None;
-                    break;
-                }
+            let verdict = armed.as_mut().map_or(Verdict::Wait, |trap| trap(answer));
+            if !matches!(verdict, Verdict::Wait) {
+                *armed = None;
             }
+            verdict
+        };
+        match verdict {
+            Verdict::Wait | Verdict::PassOn => {}
+            Verdict::Hold(end) => drop(end.recv()),
+            Verdict::Cut => break,
         }
         if to.write_all(answer).is_err() {
             break;
