@@ -27,7 +27,7 @@ fn uncommented() -> String {
         let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         let is_setting = line.contains(" = ") && plain && !line.starts_with("# ");
         let table = line.starts_with("#[");
-        let example = key.ends_with("_file") || key == "username";
+        let example = key.ends_with("_file") || ["username", "cached_entries"].contains(&key);
         ((is_setting && !example) || table).then(|| line[1..].to_owned())
     };
     let manual = read("config/otpgate.toml");

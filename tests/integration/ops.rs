@@ -156,6 +156,7 @@ fn promtool_likes_every_metric() {
     metrics.verified("shop", MatchedStep { counter: 1, offset: 0 });
     metrics.refused("x", "wrong_token");
     metrics.previous_seed("shop");
+    metrics.directory_fetched("found");
     metrics.throttled("source");
     metrics.set_throttled("source", 1);
     metrics.upstream(200, Duration::from_millis(1));
