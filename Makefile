@@ -2,11 +2,11 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test check build fmt fuzz
+.PHONY: help demo test check build fmt fuzz bench-store
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
 
 demo: ## build, start a gate in front of a small upstream, send real calls (ONCE=1: end after them)
 	@tests/tools/install build
@@ -49,3 +49,9 @@ fuzz: ## run fuzz targets for a while (FUZZ_SECONDS=20 for each, FUZZ_TARGETS="p
 	    $(FUZZ) run --sanitizer none $$target target/corpus/$$target fuzz/corpus/$$target -- \
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
 	done
+
+# Ten million take about ten minutes and 9 GB: make bench-store SIZES="10000 1000000 10000000"
+SIZES ?=
+bench-store: ## followers' latency, look-ups and memory at 10,000 and 1,000,000 entries (SIZES="..." for others)
+	@tests/tools/install test
+	$(CARGO) bench --locked --bench store -- $(SIZES)
