@@ -11,7 +11,10 @@ use otpgate::store::digest::Digest;
 use otpgate::store::{Scope, Store};
 
 use crate::directory_follow::{Gate, as_seen, break_store, mend_store};
-use crate::harness::eventually;
+use serde_json::json;
+
+use crate::harness::{ADMIN, ALICE, BOB, Sandbox, eventually, http, token};
+use crate::peers::echo::Echo;
 use crate::redis_server::LIMIT;
 use crate::store_redis::{Relay, Verdict, at};
 use crate::store_rig::{Follow, Place, Rig, create, entry, who};
@@ -309,4 +312,35 @@ async fn a_fetched_entry_that_changed_meanwhile_is_fetched_again() {
     drop(release);
     assert_eq!(looking.await.unwrap(), Ok(Some(as_seen(&rotated))));
     assert!(shows(&gate, &rotated).await);
+}
+
+/// The settings, on the real program: calls pass, metrics and `/directory` tell what is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_with_little_in_memory_lets_its_callers_through() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let upstream = format!("[proxy]\nupstream = '{}'\n", echo.address);
+    let store =
+        "[store]\nhold = 'index'\ncached_entries = 100\nrealms = ['shop', 'ungleich-auth']\n";
+    let gate = sandbox.serve(&(upstream + store)).ready().await;
+    let status = async |name: &str, realm: &str, seed: &str| {
+        gate.call("/", name, realm, &token(seed)).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(status("alice", "shop", ALICE).await, 200);
+    assert_eq!(status("alice", "shop", BOB).await, 401);
+    assert_eq!(status("nobody", "shop", ALICE).await, 401);
+    assert_eq!(status("admin", "ungleich-admin", ADMIN).await, 401, "its realm is left out");
+    let get = async |path: &str| {
+        http().get(format!("{}{path}", gate.ops)).send().await.unwrap().text().await.unwrap()
+    };
+    let metrics = get("/metrics").await;
+    for line in [
+        "otpgate_directory_fetches_total{outcome=\"found\"} 1\n",
+        "otpgate_directory_held_entries 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    let account: serde_json::Value = serde_json::from_str(&get("/directory").await).unwrap();
+    assert_eq!((&account["holds"], &account["contents"]), (&json!("index"), &json!(null)));
+    assert_eq!(account["realms"], json!(["shop", "ungleich-auth"]));
+    assert!(account["entries"].as_u64().unwrap() >= 2 && account["current"] == true, "{account}");
 }
