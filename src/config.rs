@@ -295,12 +295,43 @@ pub struct StoreConfig {
     pub hold: crate::directory::Hold,
     /// Before every key in Redis.
     pub prefix: String,
+    /// How Redis is written to.
+    pub redis: RedisConfig,
     /// Whether entries are sealed.
     pub sealing: Sealing,
     /// CA certificates of `rediss://`, PEM; `None`: the system's.
     pub ca_file: Option<PathBuf>,
     /// Client certificate and key for `rediss://`.
     pub client_tls: Option<TlsFiles>,
+}
+
+/// How Redis is written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// By scripts or by transactions.
+    pub writes: RedisWrites,
+    /// How many replicas must have a change of entries before it is acknowledged; 0: none.
+    pub wait_replicas: u32,
+    /// How long they may take.
+    pub wait_timeout: Duration,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        let wait_timeout = Duration::from_secs(1);
+        Self { writes: RedisWrites::Auto, wait_replicas: 0, wait_timeout }
+    }
+}
+
+/// How that is done in Redis which must be done at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisWrites {
+    /// By scripts, until the server says that it has none for this user.
+    Auto,
+    /// By Lua scripts.
+    Scripts,
+    /// By `WATCH`, `MULTI` and `EXEC`.
+    Transactions,
 }
 
 /// How stored entries are sealed.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::peers::read_tls_files;
 use super::reader::Section;
-use super::{Sealing, StoreConfig};
+use super::{RedisConfig, RedisWrites, Sealing, StoreConfig};
 use crate::directory::Hold;
 use crate::entry::Realm;
 use crate::store::Scope;
@@ -17,6 +17,9 @@ const MIN_MAX_STALE: Duration = Duration::from_secs(2);
 /// How many entries a gate may keep in memory beside their names, and how many it does unless told.
 const CACHED_ENTRIES: std::ops::RangeInclusive<usize> = 100..=100_000_000;
 const USUAL_CACHED_ENTRIES: usize = 100_000;
+
+/// Longest time that replicas may be waited for.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn read_store(mut s: Section) -> StoreConfig {
     let max_stale = s.duration("max_stale").unwrap_or(Duration::from_secs(15));
@@ -68,9 +71,10 @@ pub(super) fn read_store(mut s: Section) -> StoreConfig {
             }
         }
     }
+    let redis = read_redis(&mut s, &url);
     let sealing = read_sealing(&mut s, &url);
     s.finish();
-    StoreConfig { url, max_stale, hold, prefix, sealing, ca_file, client_tls }
+    StoreConfig { url, max_stale, hold, prefix, redis, sealing, ca_file, client_tls }
 }
 
 fn read_hold(s: &mut Section) -> Hold {
@@ -87,6 +91,31 @@ fn read_hold(s: &mut Section) -> Hold {
     Hold {
         cached_entries: index.then(|| cached.unwrap_or(USUAL_CACHED_ENTRIES)),
         scope: realms.map_or_else(Scope::default, Scope::only),
+    }
+}
+
+fn read_redis(s: &mut Section, url: &StoreUrl) -> RedisConfig {
+    if matches!(url, StoreUrl::Sqlite(_)) {
+        for key in ["redis_writes", "wait_replicas", "wait_timeout"] {
+            if s.has(key) {
+                s.problem(key, "is for Redis");
+            }
+        }
+    }
+    let default = RedisConfig::default();
+    let ways = [
+        ("auto", RedisWrites::Auto),
+        ("scripts", RedisWrites::Scripts),
+        ("transactions", RedisWrites::Transactions),
+    ];
+    let wait_timeout = s.duration("wait_timeout").unwrap_or(default.wait_timeout);
+    if wait_timeout > MAX_WAIT {
+        s.problem("wait_timeout", "must be at most 10s: who writes waits for it");
+    }
+    RedisConfig {
+        writes: s.choice("redis_writes", &ways).unwrap_or(default.writes),
+        wait_replicas: s.number("wait_replicas", 0..=100).unwrap_or(default.wait_replicas),
+        wait_timeout,
     }
 }
 

@@ -104,7 +104,8 @@ fn backend(config: &StoreConfig) -> Result<Arc<dyn Backend>, OpenError> {
                 return Err(OpenError::UserWithoutPassword);
             }
             let certificates = certificates(config, url)?;
-            Ok(Arc::new(Redis::new(url.clone(), certificates, &config.prefix)))
+            let (url, redis) = (url.clone(), config.redis.clone());
+            Ok(Arc::new(Redis::new(url, certificates, &config.prefix, redis)))
         }
     }
 }
@@ -187,7 +188,7 @@ fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TlsFiles;
+    use crate::config::{RedisConfig, TlsFiles};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
@@ -198,6 +199,7 @@ mod tests {
             max_stale: Duration::from_secs(15),
             hold: Default::default(),
             prefix: "otpgate".into(),
+            redis: RedisConfig::default(),
             sealing,
             ca_file: None,
             client_tls: None,

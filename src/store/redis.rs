@@ -11,6 +11,7 @@ use tracing::error;
 use super::url::RedisUrl;
 use super::{Backend, Feed, Mutation, Nonce, Position, Row, StoreError, Version, log};
 use crate::clock::Clock;
+use crate::config::RedisConfig;
 use crate::entry::{EntryId, PrincipalRef};
 
 mod connect;
@@ -18,18 +19,26 @@ mod error;
 mod feed;
 mod ledger;
 mod line;
+mod retry;
 mod script;
+mod transaction;
 mod warnings;
+mod writer;
 
 use connect::Connector;
 use error::{Fate, fate, store_error};
-use line::{Line, evaluate};
-use script::{Arguments, Keys, Scripts};
+use line::{Line, Seat};
+use retry::Retry;
+use script::Keys;
+use writer::{Way, Work, Writer};
 
 /// Longest wait for an answer to anything but a follower's or the ledger's question.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Entries that one call of the list script returns at most: scripts block the server.
 const PAGE: usize = 500;
+/// Connections that are used by one at a time: for entries, and for the ledger, which requests wait for.
+const OWN_CONNECTIONS: usize = 4;
+const OWN_LEDGER_CONNECTIONS: usize = 8;
 /// Records among which a write of unknown outcome is looked for.
 const SEARCHED_RECORDS: usize = 1_000;
 
@@ -37,7 +46,8 @@ const SEARCHED_RECORDS: usize = 1_000;
 pub struct Redis {
     connector: Arc<Connector>,
     keys: Keys,
-    scripts: Scripts,
+    writer: Writer,
+    config: RedisConfig,
     line: Line,
     /// Apart from the others: neither waits behind the other's answers.
     ledger_line: Line,
@@ -46,34 +56,104 @@ pub struct Redis {
 impl Redis {
     /// The store at `url`, under keys that start with `{prefix}`. Connects when it is used.
     #[must_use]
-    pub fn new(url: RedisUrl, certificates: TlsCertificates, prefix: &str) -> Self {
+    pub fn new(
+        url: RedisUrl,
+        certificates: TlsCertificates,
+        prefix: &str,
+        config: RedisConfig,
+    ) -> Self {
         let keys = Keys::new(prefix);
         let connector = Arc::new(Connector::new(url, certificates, keys.meta.clone()));
-        let line = Line::new(connector.clone(), PATIENCE);
-        let ledger_line = Line::new(connector.clone(), ledger::PATIENCE);
-        Self { connector, keys, scripts: Scripts::new(), line, ledger_line }
+        let line = Line::new(connector.clone(), PATIENCE, OWN_CONNECTIONS);
+        let ledger_line = Line::new(connector.clone(), ledger::PATIENCE, OWN_LEDGER_CONNECTIONS);
+        let writer = Writer::new(keys.clone(), config.writes);
+        Self { connector, keys, writer, config, line, ledger_line }
+    }
+
+    /// A connection for a commit. `WAIT` speaks of what its own connection wrote, and blocks it.
+    async fn seat(&self, way: Way) -> Result<Seat, StoreError> {
+        self.line.seat(way == Way::Transactions || self.config.wait_replicas > 0).await
+    }
+
+    /// Waits until enough replicas have what was written on this connection.
+    async fn replicated(&self, mut seat: Seat, version: u64) -> Result<Version, StoreError> {
+        let RedisConfig { wait_replicas: wanted, wait_timeout, .. } = self.config;
+        if wanted == 0 {
+            self.line.release(seat);
+            return Ok(Version(version));
+        }
+        let wait = redis::cmd("WAIT").arg(wanted).arg(wait_timeout.as_millis() as u64).to_owned();
+        // For this question alone: the connection that is released is another handle to it.
+        seat.conn.set_response_timeout(PATIENCE + wait_timeout);
+        let told: Result<u32, _> = wait.query_async(&mut seat.conn).await;
+        match told {
+            Ok(count) => {
+                self.line.release(seat);
+                if count >= wanted {
+                    return Ok(Version(version));
+                }
+                Err(StoreError::Unknown(format!(
+                    "it is written, but {count} replicas of {wanted} (`store.wait_replicas`) have \
+                     confirmed it: a failover may undo it"
+                )))
+            }
+            Err(error) => {
+                self.line.discard(seat).await;
+                Err(StoreError::Unknown(format!(
+                    "it is written, but no replica is known to have it ({}): a failover may undo it",
+                    store_error(&error)
+                )))
+            }
+        }
+    }
+
+    /// As [`Self::replicated`], for what another connection wrote: this one writes something later.
+    async fn found(&self, version: Version) -> Result<Version, StoreError> {
+        if self.config.wait_replicas == 0 {
+            return Ok(version);
+        }
+        let unknown = |error: StoreError| StoreError::Unknown(error.to_string());
+        let mut seat = self.line.seat(true).await.map_err(unknown)?;
+        let later = redis::cmd("SET").arg(&[&self.keys.later, "", "PX", "1000"]).to_owned();
+        match later.exec_async(&mut seat.conn).await {
+            Ok(()) => self.replicated(seat, version.0).await,
+            Err(error) => {
+                self.line.discard(seat).await;
+                Err(unknown(store_error(&error)))
+            }
+        }
     }
 
     /// Finds out, or decides, what became of a commit that was sent without getting an answer.
     ///
     /// Doing it again is safe: whichever of the two comes second finds its expectations broken.
-    async fn settle(&self, arguments: &Arguments, nonce: &Nonce) -> Result<Version, StoreError> {
+    async fn settle(&self, work: &Work<'_>, nonce: &Nonce) -> Result<Version, StoreError> {
         let unknown = |error: StoreError| StoreError::Unknown(error.to_string());
         // First, because what it made may have been deleted again since: then a create would fit.
         if let Some(version) = self.find(nonce).await.map_err(unknown)? {
-            return Ok(version);
+            return self.found(version).await;
         }
-        let (number, mut conn) = self.line.connection().await.map_err(unknown)?;
-        match evaluate(&mut conn, &self.scripts.commit, arguments).await {
+        let way = self.writer.way();
+        let mut seat = self.seat(way).await.map_err(unknown)?;
+        match self.writer.attempt(&mut seat.conn, way, work).await {
             Ok(reply) => match script::understand(reply) {
                 // The first one may have come through between the search and now.
                 Err(StoreError::Conflict) => {
-                    self.find(nonce).await.map_err(unknown)?.ok_or(StoreError::Conflict)
+                    self.line.release(seat);
+                    let version = self.find(nonce).await.map_err(unknown)?;
+                    self.found(version.ok_or(StoreError::Conflict)?).await
                 }
-                done => done.map(Version),
+                Ok(version) => self.replicated(seat, version).await,
+                Err(error) => {
+                    self.line.release(seat);
+                    Err(match error {
+                        StoreError::Unreachable(why) => StoreError::Unknown(why),
+                        error => error,
+                    })
+                }
             },
             Err(error) => {
-                self.line.discard(number).await;
+                self.line.discard(seat).await;
                 Err(unknown(store_error(&error)))
             }
         }
@@ -103,8 +183,8 @@ impl Redis {
         let mut after = after;
         while rows.len() < limit {
             let page = PAGE.min(limit - rows.len());
-            let arguments = script::list_arguments(&self.keys, after, last, page);
-            let reply: Vec<Value> = self.line.ask_script(&self.scripts.list, &arguments).await?;
+            let work = Work::List { after, last, limit: page };
+            let reply: Vec<Value> = self.line.work(&self.writer, &work).await?;
             let found = listed(reply)?;
             let end = found.len() < page;
             after = found.last().map_or(last, |(id, _)| id.0);
@@ -124,8 +204,7 @@ impl Backend for Redis {
     }
 
     async fn init(&self) -> Result<bool, StoreError> {
-        let arguments = script::init_arguments(&self.keys);
-        let reply = self.line.ask_script(&self.scripts.init, &arguments).await?;
+        let reply = self.line.work(&self.writer, &Work::Init).await?;
         Ok(script::understand(reply)? == 1)
     }
 
@@ -193,35 +272,44 @@ impl Backend for Redis {
     }
 
     async fn reserve_id(&self) -> Result<EntryId, StoreError> {
-        let arguments = script::reserve_arguments(&self.keys);
-        let reply = self.line.ask_script(&self.scripts.reserve, &arguments).await?;
+        let reply = self.line.work(&self.writer, &Work::Reserve).await?;
         script::understand(reply).map(EntryId)
     }
 
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError> {
         log::check(batch)?;
         let nonce = Nonce::random();
-        let arguments = script::commit_arguments(&self.keys, batch, &nonce);
-        let (number, mut conn) = self.line.connection().await?;
-        let first = evaluate(&mut conn, &self.scripts.commit, &arguments).await;
-        let error = match first {
-            Ok(reply) => return script::understand(reply).map(Version),
-            Err(error) => error,
-        };
-        match fate(&error) {
-            Fate::Refused => return Err(store_error(&error)),
-            Fate::Elsewhere => {
-                self.line.discard(number).await;
-                let (number, mut conn) = self.line.connection().await?;
-                match evaluate(&mut conn, &self.scripts.commit, &arguments).await {
-                    Ok(reply) => return script::understand(reply).map(Version),
-                    Err(error) if fate(&error) == Fate::Silent => self.line.discard(number).await,
-                    Err(error) => return Err(store_error(&error)),
+        let work = Work::Commit { batch, nonce: &nonce };
+        let mut retry = Retry::within(PATIENCE);
+        loop {
+            let way = self.writer.way();
+            let mut seat = self.seat(way).await?;
+            let error = match self.writer.attempt(&mut seat.conn, way, &work).await {
+                Ok(reply) => match script::understand(reply) {
+                    Ok(version) => return self.replicated(seat, version).await,
+                    Err(error) => {
+                        self.line.release(seat);
+                        return Err(error);
+                    }
+                },
+                Err(error) => error,
+            };
+            let again = match fate(&error) {
+                Fate::Refused => self.writer.way() != way,
+                Fate::Elsewhere => {
+                    self.line.discard(seat).await;
+                    self.connector.doubt();
+                    retry.again().await
                 }
+                Fate::Silent => {
+                    self.line.discard(seat).await;
+                    return self.settle(&work, &nonce).await;
+                }
+            };
+            if !again {
+                return Err(store_error(&error));
             }
-            Fate::Silent => self.line.discard(number).await,
         }
-        self.settle(&arguments, &nonce).await
     }
 
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {

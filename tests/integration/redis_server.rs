@@ -10,6 +10,10 @@ use otpgate::clock::{Clock, SystemClock};
 use redis::ConnectionLike;
 use tempfile::TempDir;
 
+/// Where `tests/tools/install` puts it.
+const VALKEY: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/valkey/usr/bin/valkey-server");
+
 /// Longest wait for anything that a test waits for.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,6 +42,8 @@ pub(crate) struct Options {
     /// Directory with `ca.pem`, `server.pem` and `server.key`: the port speaks TLS, and asks for
     /// client certificates.
     pub(crate) tls: Option<PathBuf>,
+    /// Valkey instead of Redis.
+    pub(crate) valkey: bool,
     /// Further arguments, such as `--user …` or `--cluster-enabled yes`.
     pub(crate) args: Vec<String>,
     /// A Sentinel with this configuration instead of a server.
@@ -152,7 +158,7 @@ impl RedisServer {
     fn command(&self) -> Command {
         let options = &self.options;
         let dir = self.dir.path();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(if options.valkey { VALKEY } else { "redis-server" });
         if let Some(config) = &options.sentinel {
             let file = dir.join("sentinel.conf");
             std::fs::write(&file, config).expect("its configuration");

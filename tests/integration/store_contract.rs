@@ -9,7 +9,7 @@ use otpgate::store::{MAX_BATCH, Step, Store, StoreError, Stored, Version};
 use crate::redis_server::LIMIT;
 use crate::store_rig::{Follow, Rig, create, entry, opened, stored, who};
 
-on_stores!([sqlite, redis, cluster] [
+on_stores!([sqlite, redis, cluster, scriptless, valkey] [
     a_store_is_made_once,
     nothing_works_before_it_is_made,
     entries_are_found_by_name_and_number,

@@ -170,4 +170,4 @@ async fn histories_match_the_model(rig: Rig) {
     });
 }
 
-on_stores!([sqlite, redis, cluster][histories_match_the_model]);
+on_stores!([sqlite, redis, cluster, scriptless, valkey][histories_match_the_model]);

@@ -20,7 +20,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Longest time to be told that the ledger does not answer, on a busy machine.
 const TOLD: Duration = LEDGER_PATIENCE.saturating_add(SECOND);
 
-on_stores!([sqlite, redis, cluster] [
+on_stores!([sqlite, redis, cluster, scriptless, valkey] [
     a_token_is_used_as_often_as_its_budget,
     the_same_request_may_ask_again,
     tokens_are_told_apart,

@@ -20,7 +20,7 @@ use crate::harness::{
 use crate::peers::echo::Echo;
 use crate::store_rig::{Rig, entry, opened, who};
 
-on_stores!([sqlite, redis, cluster] [
+on_stores!([sqlite, redis, cluster, scriptless] [
     keys_are_changed_while_callers_pass,
     a_killed_run_is_continued,
     concurrent_writes_are_kept,

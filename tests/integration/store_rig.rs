@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use otpgate::clock::SystemClock;
-use otpgate::config::{Sealing, StoreConfig};
+use otpgate::config::{RedisConfig, Sealing, StoreConfig};
 use otpgate::entry::{Entry, EntryId, Principal, Seed};
 use otpgate::seal::Sealer;
 use otpgate::store::url::StoreUrl;
@@ -87,6 +87,26 @@ impl Rig {
         Self::at(&server.url(), Place::Redis(Box::new(server)), dir)
     }
 
+    /// A Redis as some hosters run it: without scripts and `CONFIG`.
+    pub(crate) async fn scriptless() -> Self {
+        let mut args = Vec::new();
+        for command in ["EVAL", "EVALSHA", "SCRIPT", "CONFIG"] {
+            args.extend(["--rename-command", command, ""].map(str::to_owned));
+        }
+        let options = Options { aof: true, args, ..Options::default() };
+        let server = tokio::task::block_in_place(|| RedisServer::start(options));
+        let url = server.url();
+        Self::on_server(server, &url)
+    }
+
+    /// A Valkey of its own.
+    pub(crate) async fn valkey() -> Self {
+        let options = Options { aof: true, valkey: true, ..Options::default() };
+        let server = tokio::task::block_in_place(|| RedisServer::start(options));
+        let url = server.url();
+        Self::on_server(server, &url)
+    }
+
     /// Any server, reached at `url`.
     pub(crate) fn on_server(server: RedisServer, url: &str) -> Self {
         Self::at(url, Place::Redis(Box::new(server)), Dir::new())
@@ -113,6 +133,7 @@ impl Rig {
             max_stale: Duration::from_secs(15),
             hold: Default::default(),
             prefix: format!("test-{:016x}", rand::random::<u64>()),
+            redis: RedisConfig::default(),
             sealing: key_file(&dir, "sealing.key"),
             ca_file: None,
             client_tls: None,

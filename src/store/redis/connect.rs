@@ -50,7 +50,7 @@ pub(super) struct Connector {
     /// Any key of the store: says which slot of a cluster it is in.
     slot_key: String,
     known: Mutex<Vec<Node>>,
-    /// Which of the configured Sentinels answered last.
+    /// Which of the Sentinels, or nodes of a cluster, to ask first: the one that answered last.
     answered: AtomicUsize,
 }
 
@@ -109,6 +109,11 @@ impl Connector {
         Err(trouble)
     }
 
+    /// What was found was not the server to ask: asks another one first the next time.
+    pub(super) fn doubt(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     async fn through_sentinels(
         &self,
         nodes: &[Node],
@@ -129,11 +134,11 @@ impl Connector {
         Err(trouble)
     }
 
-    /// Numbers of the Sentinels, that of the one that answered last first: one that is away costs its
+    /// Numbers of `nodes`, that of the one that answered last first: one that is away costs its
     /// time-out once, not at every question.
     fn in_order(&self, nodes: &[Node]) -> impl Iterator<Item = usize> + use<> {
         let (count, first) = (nodes.len(), self.answered.load(Ordering::Relaxed));
-        (0..count).map(move |i| (first + i) % count)
+        (0..count).map(move |i| first.wrapping_add(i) % count)
     }
 
     async fn ask_sentinel(
@@ -162,11 +167,16 @@ impl Connector {
     }
 
     async fn slot_owner(&self, seeds: &[Node], patience: Duration) -> Result<Link, StoreError> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut nodes = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others: Vec<_> = seeds.iter().filter(|node| !nodes.contains(node)).cloned().collect();
+        nodes.extend(others);
         let mut trouble = no_nodes();
-        for node in known.iter().chain(seeds.iter().filter(|node| !known.contains(node))) {
-            let found = match self.ask_cluster(node).await {
-                Ok(owner) => self.primary(self.address(&owner), Some(owner), patience).await,
+        for number in self.in_order(&nodes) {
+            let found = match self.ask_cluster(&nodes[number]).await {
+                Ok(owner) => {
+                    self.answered.store(number, Ordering::Relaxed);
+                    self.primary(self.address(&owner), Some(owner), patience).await
+                }
                 Err(error) => Err(error),
             };
             match found {

@@ -1,13 +1,13 @@
 //! Uses of tokens, failed attempts and recent successes, by the server's clock.
 //!
-//! Where an answer is lost the script is called once more. That is the same use for `spend`; it may
+//! Where an answer is lost the work is done once more. That is the same use for `spend`; it may
 //! count a failure twice, which closes a bucket sooner and never later.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Redis, script};
+use super::{Redis, Work, script};
 use crate::clock::UnixTime;
 use crate::store::ledger::{check, in_time};
 use crate::store::{Failure, Ledger, Spending, StoreError};
@@ -18,8 +18,7 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(400);
 #[async_trait]
 impl Ledger for Redis {
     async fn spend(&self, spending: &Spending, _now: UnixTime) -> Result<bool, StoreError> {
-        let arguments = script::spend_arguments(&self.keys, spending);
-        let reply = in_time(self.ledger_line.ask_script(&self.scripts.spend, &arguments)).await?;
+        let reply = in_time(self.ledger_line.work(&self.writer, &Work::Spend(spending))).await?;
         Ok(script::understand(reply)? == 1)
     }
 
@@ -29,8 +28,7 @@ impl Ledger for Redis {
         _now: UnixTime,
     ) -> Result<Vec<Duration>, StoreError> {
         check(failures.iter().map(|failure| &failure.bucket))?;
-        let arguments = script::count_arguments(&self.keys, failures);
-        let reply = in_time(self.ledger_line.ask_script(&self.scripts.count, &arguments)).await?;
+        let reply = in_time(self.ledger_line.work(&self.writer, &Work::Count(failures))).await?;
         let closed = script::understand_all(reply)?;
         if closed.len() != failures.len() {
             return Err(StoreError::Corrupt("a script answered with something odd".into()));
@@ -45,16 +43,13 @@ impl Ledger for Redis {
         _now: UnixTime,
     ) -> Result<(), StoreError> {
         check(keys.iter())?;
-        let arguments = script::remember_arguments(&self.keys, keys, keep);
-        let reply =
-            in_time(self.ledger_line.ask_script(&self.scripts.remember, &arguments)).await?;
+        let work = Work::Remember { remembered: keys, keep };
+        let reply = in_time(self.ledger_line.work(&self.writer, &work)).await?;
         script::understand(reply).map(drop)
     }
 
     async fn remembers(&self, key: &str, _now: UnixTime) -> Result<bool, StoreError> {
-        let arguments = script::remembers_arguments(&self.keys, key);
-        let reply =
-            in_time(self.ledger_line.ask_script(&self.scripts.remembers, &arguments)).await?;
+        let reply = in_time(self.ledger_line.work(&self.writer, &Work::Remembers(key))).await?;
         Ok(script::understand(reply)? == 1)
     }
 }

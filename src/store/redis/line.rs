@@ -1,15 +1,17 @@
-//! A connection that operations share: answers come in order, so none may block on it.
+//! Connections that operations share, and some that each is used by one at a time. Answers come in order,
+//! so none may block on a shared one; what belongs to a connection, as watched keys do, needs an own one.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisError};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::connect::{Connector, Link};
 use super::error::{Fate, fate, store_error};
-use super::script::{Arguments, Script};
+use super::retry::Retry;
+use super::writer::{Way, Work, Writer};
 use crate::clock::{Clock, SystemClock};
 use crate::store::StoreError;
 
@@ -19,6 +21,10 @@ pub(super) struct Line {
     /// Longest wait for an answer.
     patience: Duration,
     state: Arc<Mutex<State>>,
+    /// How many own connections there may be.
+    own: Arc<Semaphore>,
+    /// Own connections that nobody uses now.
+    idle: Arc<std::sync::Mutex<Vec<Link>>>,
 }
 
 #[derive(Default)]
@@ -32,13 +38,142 @@ struct State {
 
 type Connection = (u64, MultiplexedConnection);
 
+/// A connection to work on: [`Line::release`] it, or [`Line::discard`] it. One of its own that is dropped
+/// is closed.
+pub(super) struct Seat {
+    pub(super) conn: MultiplexedConnection,
+    place: Place,
+}
+
+enum Place {
+    /// The connection with that number.
+    Shared(u64),
+    Own {
+        link: Link,
+        _permit: OwnedSemaphorePermit,
+    },
+}
+
 impl Line {
-    pub(super) fn new(connector: Arc<Connector>, patience: Duration) -> Self {
-        Self { connector, patience, state: Arc::default() }
+    pub(super) fn new(connector: Arc<Connector>, patience: Duration, own: usize) -> Self {
+        Self {
+            connector,
+            patience,
+            state: Arc::default(),
+            own: Arc::new(Semaphore::new(own)),
+            idle: Arc::default(),
+        }
     }
 
-    /// The connection and its number.
-    pub(super) async fn connection(&self) -> Result<Connection, StoreError> {
+    /// A connection; with `own`, one that nobody else uses meanwhile.
+    pub(super) async fn seat(&self, own: bool) -> Result<Seat, StoreError> {
+        if !own {
+            let (number, conn) = self.connection().await?;
+            return Ok(Seat { conn, place: Place::Shared(number) });
+        }
+        let permit = tokio::time::timeout(self.patience, self.own.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(StoreError::Unreachable("all connections are busy".into()));
+        };
+        let idle = self.idle().pop().filter(|link| !self.connector.must_confirm(link));
+        let link = match idle {
+            Some(link) => link,
+            None => {
+                let (connector, patience) = (self.connector.clone(), self.patience);
+                apart(async move { connector.connect(patience).await }).await?
+            }
+        };
+        Ok(Seat { conn: link.conn.clone(), place: Place::Own { link, _permit: permit } })
+    }
+
+    /// Gives a connection back that served.
+    pub(super) fn release(&self, seat: Seat) {
+        if let Place::Own { link, .. } = seat.place {
+            self.idle().push(link);
+        }
+    }
+
+    /// Gives a connection up that did not serve; others to the same server would not either.
+    pub(super) async fn discard(&self, seat: Seat) {
+        match seat.place {
+            Place::Own { .. } => self.idle().clear(),
+            Place::Shared(number) => {
+                let mut state = self.state.lock().await;
+                if state.number == number {
+                    state.link = None;
+                }
+            }
+        }
+    }
+
+    /// Asks something that may be asked twice.
+    pub(super) async fn ask<T, F>(
+        &self,
+        question: impl Fn(MultiplexedConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        self.ask_on(false, question).await
+    }
+
+    /// Does work that may be done twice.
+    pub(super) async fn work<T: FromRedisValue>(
+        &self,
+        writer: &Writer,
+        work: &Work<'_>,
+    ) -> Result<T, StoreError> {
+        let by = async |way: Way| {
+            let own = way == Way::Transactions;
+            self.ask_on(own, |mut conn| async move { writer.attempt(&mut conn, way, work).await })
+                .await
+        };
+        let way = writer.way();
+        match by(way).await {
+            Err(_) if writer.way() != way => by(writer.way()).await,
+            answer => answer,
+        }
+    }
+
+    async fn ask_on<T, F>(
+        &self,
+        own: bool,
+        question: impl Fn(MultiplexedConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        let mut retry = Retry::within(self.patience);
+        let mut once_more = true;
+        loop {
+            let seat = self.seat(own).await?;
+            let error = match question(seat.conn.clone()).await {
+                Ok(answer) => {
+                    self.release(seat);
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let again = match fate(&error) {
+                Fate::Refused => false,
+                Fate::Elsewhere => {
+                    self.discard(seat).await;
+                    self.connector.doubt();
+                    retry.again().await
+                }
+                Fate::Silent => {
+                    self.discard(seat).await;
+                    std::mem::take(&mut once_more)
+                }
+            };
+            if !again {
+                return Err(store_error(&error));
+            }
+        }
+    }
+
+    /// The shared connection and its number.
+    async fn connection(&self) -> Result<Connection, StoreError> {
         let came = SystemClock.now().monotonic;
         let state = self.state.clone().lock_owned().await;
         match &state.link {
@@ -52,53 +187,21 @@ impl Line {
                 }
             }
         }
-        // A task of its own: if callers that give up ended it, connecting could never take longer than
-        // they wait.
-        let renewed = tokio::spawn(renew(self.connector.clone(), self.patience, state)).await;
-        renewed.unwrap_or_else(|_| Err(StoreError::Unreachable("connecting ended early".into())))
+        apart(renew(self.connector.clone(), self.patience, state)).await
     }
 
-    /// Gives a connection up that did not serve.
-    pub(super) async fn discard(&self, number: u64) {
-        let mut state = self.state.lock().await;
-        if state.number == number {
-            state.link = None;
-        }
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Link>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Asks something that may be asked twice.
-    pub(super) async fn ask<T, F>(
-        &self,
-        question: impl Fn(MultiplexedConnection) -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, RedisError>>,
-    {
-        let mut again = true;
-        loop {
-            let (number, conn) = self.connection().await?;
-            let error = match question(conn).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if fate(&error) != Fate::Refused {
-                self.discard(number).await;
-                if std::mem::take(&mut again) {
-                    continue;
-                }
-            }
-            return Err(store_error(&error));
-        }
-    }
-
-    /// Calls a script that may be called twice.
-    pub(super) async fn ask_script<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        arguments: &Arguments,
-    ) -> Result<T, StoreError> {
-        self.ask(|mut conn| async move { evaluate(&mut conn, script, arguments).await }).await
-    }
+/// Connects in a task of its own: if callers that give up ended it, it could never take longer than they
+/// wait.
+async fn apart<T: Send + 'static>(
+    connecting: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let connected = tokio::spawn(connecting).await;
+    connected.unwrap_or_else(|_| Err(StoreError::Unreachable("connecting ended early".into())))
 }
 
 /// Confirms the connection or makes another one.
@@ -125,19 +228,5 @@ async fn renew(
             state.failed = Some((SystemClock.now().monotonic, error.clone()));
             Err(error)
         }
-    }
-}
-
-/// Calls a script once; sends its code where the server does not know it.
-pub(super) async fn evaluate<T: FromRedisValue>(
-    conn: &mut MultiplexedConnection,
-    script: &Script,
-    arguments: &Arguments,
-) -> Result<T, RedisError> {
-    match script.call(true, arguments).query_async(conn).await {
-        Err(error) if error.code() == Some("NOSCRIPT") => {
-            script.call(false, arguments).query_async(conn).await
-        }
-        answer => answer,
     }
 }

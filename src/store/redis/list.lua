@@ -11,6 +11,8 @@ for i = 1, #found, 2 do
   reply[#reply + 1] = found[i]
   reply[#reply + 1] = found[i + 1]
   local value = redis.pcall('GET', ARGV[5] .. found[i])
+  -- A key of another type is a value that is gone; one that a cluster is moving is not.
+  if type(value) == 'table' and not string.find(value.err, 'WRONGTYPE', 1, true) then return value end
   reply[#reply + 1] = type(value) == 'string' and value
 end
 return reply

@@ -1,5 +1,6 @@
--- Whether a key is remembered. KEYS: meta, head, log, ids, the key. ARGV: format.
-local meta = redis.call('GET', KEYS[1])
+-- Whether a key is remembered. KEYS: the key. ARGV: format, name of meta.
+-- `meta` is not declared: it is only read, and shares the hash tag of KEYS.
+local meta = redis.call('GET', ARGV[2])
 if not meta then return {'absent'} end
 if meta ~= ARGV[1] then return {'foreign', meta} end
-return {'ok', tostring(redis.call('EXISTS', KEYS[5]))}
+return {'ok', tostring(redis.call('EXISTS', KEYS[1]))}

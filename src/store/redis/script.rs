@@ -14,6 +14,7 @@
 //! - `{prefix}:u:<number>.<serial>.<time step>`: set of who used that token of that entry
 //! - `{prefix}:t:<bucket>`: level of a bucket, in microseconds of the server's clock
 //! - `{prefix}:g:<key>`: there while the key is remembered
+//! - `{prefix}:w`: there for a moment, so that replicas can be asked how far they are
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub(super) struct Keys {
     uses: String,
     bucket: String,
     remembered: String,
+    pub(super) later: String,
 }
 
 impl Keys {
@@ -56,6 +58,7 @@ impl Keys {
             uses: key("u:"),
             bucket: key("t:"),
             remembered: key("g:"),
+            later: key("w"),
         }
     }
 
@@ -64,7 +67,22 @@ impl Keys {
         format!("{}{member}", self.entry)
     }
 
-    fn fixed(&self) -> [&str; 4] {
+    /// The set of who used a token.
+    pub(super) fn uses(&self, Spending { id, serial, counter, .. }: &Spending) -> String {
+        format!("{}{id}.{serial}.{counter}", self.uses)
+    }
+
+    /// The key of a bucket.
+    pub(super) fn bucket(&self, name: &str) -> String {
+        format!("{}{name}", self.bucket)
+    }
+
+    /// The key that is there while `name` is remembered.
+    pub(super) fn remembered(&self, name: &str) -> String {
+        format!("{}{name}", self.remembered)
+    }
+
+    pub(super) fn fixed(&self) -> [&str; 4] {
         [&self.meta, &self.head, &self.log, &self.ids]
     }
 }
@@ -96,6 +114,12 @@ impl Arguments {
     fn new(keys: &Keys) -> Self {
         let values = vec![keys.format.into()];
         Self { keys: keys.fixed().map(str::to_owned).to_vec(), values }
+    }
+
+    /// For the ledger's scripts, which only read the others: `keys` are all that they write, so that a
+    /// user may be allowed no more.
+    fn of_ledger(keys: &Keys, ledger: Vec<String>) -> Self {
+        Self { keys: ledger, values: vec![keys.format.into(), keys.meta.clone().into()] }
     }
 
     fn with(mut self, value: impl ToString) -> Self {
@@ -165,16 +189,15 @@ pub(super) fn commit_arguments(keys: &Keys, batch: &[Mutation], nonce: &Nonce) -
 }
 
 pub(super) fn spend_arguments(keys: &Keys, spending: &Spending) -> Arguments {
-    let Spending { id, serial, counter, by, budget, keep } = spending;
-    let mut arguments = Arguments::new(keys).with(by).with(budget).with(millis(*keep));
-    arguments.keys.push(format!("{}{id}.{serial}.{counter}", keys.uses));
-    arguments
+    let Spending { by, budget, keep, .. } = spending;
+    let arguments = Arguments::of_ledger(keys, vec![keys.uses(spending)]);
+    arguments.with(by).with(budget).with(millis(*keep))
 }
 
 pub(super) fn count_arguments(keys: &Keys, failures: &[Failure]) -> Arguments {
-    let mut arguments = Arguments::new(keys);
-    for Failure { bucket, quota } in failures {
-        arguments.keys.push(format!("{}{bucket}", keys.bucket));
+    let buckets = failures.iter().map(|failure| keys.bucket(&failure.bucket)).collect();
+    let mut arguments = Arguments::of_ledger(keys, buckets);
+    for Failure { quota, .. } in failures {
         let (interval, horizon) = (quota.interval().as_micros(), quota.horizon().as_micros());
         arguments = arguments.with(interval).with(quota.failures.max(1)).with(horizon);
     }
@@ -182,19 +205,16 @@ pub(super) fn count_arguments(keys: &Keys, failures: &[Failure]) -> Arguments {
 }
 
 pub(super) fn remember_arguments(keys: &Keys, remembered: &[String], keep: Duration) -> Arguments {
-    let mut arguments = Arguments::new(keys).with(millis(keep));
-    arguments.keys.extend(remembered.iter().map(|key| format!("{}{key}", keys.remembered)));
-    arguments
+    let remembered = remembered.iter().map(|key| keys.remembered(key)).collect();
+    Arguments::of_ledger(keys, remembered).with(millis(keep))
 }
 
 pub(super) fn remembers_arguments(keys: &Keys, key: &str) -> Arguments {
-    let mut arguments = Arguments::new(keys);
-    arguments.keys.push(format!("{}{key}", keys.remembered));
-    arguments
+    Arguments::of_ledger(keys, vec![keys.remembered(key)])
 }
 
 /// For `PEXPIRE`, which takes nothing below 1; never shorter than asked for.
-fn millis(keep: Duration) -> u128 {
+pub(super) fn millis(keep: Duration) -> u128 {
     keep.as_nanos().div_ceil(1_000_000).max(1)
 }
 
@@ -211,6 +231,10 @@ pub(super) fn understand(reply: Vec<String>) -> Result<u64, StoreError> {
         "absent" => Err(StoreError::NotInitialised),
         "foreign" => Err(check_meta(Some(&rest)).err().unwrap_or(StoreError::NotInitialised)),
         "headless" => Err(headless()),
+        "busy" => {
+            Err(StoreError::Unreachable("others write at the same time, over and over".into()))
+        }
+        "half" => Err(StoreError::Unknown(format!("a part of the write failed: {rest}"))),
         "remains" => Err(StoreError::Corrupt(
             "keys with the store's prefix are there, but its `meta` key is not: restore a backup, \
              or delete them to begin anew"
@@ -297,13 +321,13 @@ mod tests {
             budget: 1,
             keep: Duration::from_micros(1),
         };
-        assert_eq!(spend_arguments(&keys, &spending).keys[4], "{gate}:u:7.2.59");
+        assert_eq!(spend_arguments(&keys, &spending).keys[0], "{gate}:u:7.2.59");
         let quota = Quota { failures: 3, per: Duration::from_secs(1) };
         let failure = Failure { bucket: "{b}".into(), quota };
-        assert_eq!(count_arguments(&keys, &[failure]).keys[4], "{gate}:t:{b}");
-        assert_eq!(remembers_arguments(&keys, "k").keys[4], "{gate}:g:k");
+        assert_eq!(count_arguments(&keys, &[failure]).keys[0], "{gate}:t:{b}");
+        assert_eq!(remembers_arguments(&keys, "k").keys[0], "{gate}:g:k");
         let remembered = remember_arguments(&keys, &["k".into()], Duration::ZERO);
-        assert_eq!(remembered.keys[4], "{gate}:g:k");
+        assert_eq!(remembered.keys[0], "{gate}:g:k");
     }
 
     #[test]

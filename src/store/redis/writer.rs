@@ -1,0 +1,133 @@
+//! Everything that must be done at once, in one of two ways: by Lua scripts, or by transactions where the
+//! server has no scripts. Both use the same keys and formats and give the same answers, so gates of
+//! either kind share a store.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, RedisError};
+use tracing::info;
+
+use super::error::lacks_scripts;
+use super::script::{self, Arguments, Keys, Script, Scripts};
+use super::transaction;
+use crate::config::RedisWrites;
+use crate::store::{Failure, Mutation, Nonce, Spending};
+
+/// One thing to do.
+pub(super) enum Work<'a> {
+    /// Make an empty store.
+    Init,
+    /// Do a batch or nothing.
+    Commit { batch: &'a [Mutation], nonce: &'a Nonce },
+    /// Give out the next number.
+    Reserve,
+    /// Entries with a number above `after`, up to and including `last`, as one consistent picture.
+    List { after: u64, last: u64, limit: usize },
+    /// Record a use of a token, if its budget allows.
+    Spend(&'a Spending),
+    /// Count failures.
+    Count(&'a [Failure]),
+    /// Remember keys for a while.
+    Remember { remembered: &'a [String], keep: Duration },
+    /// Whether a key is remembered.
+    Remembers(&'a str),
+}
+
+impl Work<'_> {
+    fn script<'s>(&self, scripts: &'s Scripts) -> &'s Script {
+        match self {
+            Self::Init => &scripts.init,
+            Self::Commit { .. } => &scripts.commit,
+            Self::Reserve => &scripts.reserve,
+            Self::List { .. } => &scripts.list,
+            Self::Spend(_) => &scripts.spend,
+            Self::Count(_) => &scripts.count,
+            Self::Remember { .. } => &scripts.remember,
+            Self::Remembers(_) => &scripts.remembers,
+        }
+    }
+
+    fn arguments(&self, keys: &Keys) -> Arguments {
+        match self {
+            Self::Init => script::init_arguments(keys),
+            Self::Commit { batch, nonce } => script::commit_arguments(keys, batch, nonce),
+            Self::Reserve => script::reserve_arguments(keys),
+            Self::List { after, last, limit } => {
+                script::list_arguments(keys, *after, *last, *limit)
+            }
+            Self::Spend(spending) => script::spend_arguments(keys, spending),
+            Self::Count(failures) => script::count_arguments(keys, failures),
+            Self::Remember { remembered, keep } => {
+                script::remember_arguments(keys, remembered, *keep)
+            }
+            Self::Remembers(key) => script::remembers_arguments(keys, key),
+        }
+    }
+}
+
+/// How work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Scripts,
+    /// On a connection that nobody else uses meanwhile.
+    Transactions,
+}
+
+/// Does [`Work`] on connections that others hold.
+pub(super) struct Writer {
+    keys: Keys,
+    scripts: Scripts,
+    writes: RedisWrites,
+    /// The server said that it has no scripts for us: never asked again.
+    without_scripts: AtomicBool,
+}
+
+impl Writer {
+    pub(super) fn new(keys: Keys, writes: RedisWrites) -> Self {
+        let without_scripts = AtomicBool::new(writes == RedisWrites::Transactions);
+        Self { keys, scripts: Scripts::new(), writes, without_scripts }
+    }
+
+    /// How work is to be done now.
+    pub(super) fn way(&self) -> Way {
+        if self.without_scripts.load(Ordering::Relaxed) { Way::Transactions } else { Way::Scripts }
+    }
+
+    /// Does it once. After an error, [`Self::way`] may be another one: then nothing was done.
+    pub(super) async fn attempt<T: FromRedisValue>(
+        &self,
+        conn: &mut MultiplexedConnection,
+        way: Way,
+        work: &Work<'_>,
+    ) -> Result<T, RedisError> {
+        if way == Way::Transactions {
+            let answer = transaction::run(conn, &self.keys, work).await?;
+            return Ok(redis::from_redis_value(answer)?);
+        }
+        let answer = evaluate(conn, work.script(&self.scripts), &work.arguments(&self.keys)).await;
+        if let Err(error) = &answer
+            && self.writes == RedisWrites::Auto
+            && lacks_scripts(error)
+            && !self.without_scripts.swap(true, Ordering::Relaxed)
+        {
+            info!(%error, "Redis has no scripts for this user: from now on it is written to by transactions");
+        }
+        answer
+    }
+}
+
+/// Calls a script once; sends its code where the server does not know it.
+async fn evaluate<T: FromRedisValue>(
+    conn: &mut MultiplexedConnection,
+    script: &Script,
+    arguments: &Arguments,
+) -> Result<T, RedisError> {
+    match script.call(true, arguments).query_async(conn).await {
+        Err(error) if error.code() == Some("NOSCRIPT") => {
+            script.call(false, arguments).query_async(conn).await
+        }
+        answer => answer,
+    }
+}
