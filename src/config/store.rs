@@ -9,7 +9,7 @@ use super::{RedisConfig, RedisWrites, Sealing, StoreConfig};
 use crate::directory::Hold;
 use crate::entry::Realm;
 use crate::store::Scope;
-use crate::store::url::{StoreUrl, Topology};
+use crate::store::url::{Login, StoreUrl, Topology};
 
 /// The time between two proofs that nothing happened, and the longest wait for an answer.
 const MIN_MAX_STALE: Duration = Duration::from_secs(2);
@@ -71,7 +71,8 @@ pub(super) fn read_store(mut s: Section) -> StoreConfig {
             }
         }
     }
-    let redis = read_redis(&mut s, &url);
+    read_sentinel(&mut s, &mut url);
+    let redis = read_redis(&mut s);
     let sealing = read_sealing(&mut s, &url);
     s.finish();
     StoreConfig { url, max_stale, hold, prefix, redis, sealing, ca_file, client_tls }
@@ -94,14 +95,31 @@ fn read_hold(s: &mut Section) -> Hold {
     }
 }
 
-fn read_redis(s: &mut Section, url: &StoreUrl) -> RedisConfig {
-    if matches!(url, StoreUrl::Sqlite(_)) {
-        for key in ["redis_writes", "wait_replicas", "wait_timeout"] {
-            if s.has(key) {
-                s.problem(key, "is for Redis");
+/// What the Sentinels want.
+fn read_sentinel(s: &mut Section, url: &mut StoreUrl) {
+    let login =
+        Login { username: s.get("sentinel_username"), password: s.secret("sentinel_password") };
+    match url {
+        StoreUrl::Redis(redis) if matches!(redis.topology, Topology::Sentinel { .. }) => {
+            if login.username.is_some() && login.password.is_none() {
+                s.problem("sentinel_username", "is set without `sentinel_password`");
+            }
+            redis.sentinel = login;
+        }
+        _ => {
+            for (key, given) in [
+                ("sentinel_username", login.username.is_some()),
+                ("sentinel_password", login.password.is_some()),
+            ] {
+                if given {
+                    s.problem(key, "is for `redis-sentinel://`");
+                }
             }
         }
     }
+}
+
+fn read_redis(s: &mut Section) -> RedisConfig {
     let default = RedisConfig::default();
     let ways = [
         ("auto", RedisWrites::Auto),

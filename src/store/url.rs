@@ -34,8 +34,20 @@ pub struct RedisUrl {
     pub username: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
+    /// What the Sentinels want, which is not part of a URL; without a password, they are first asked
+    /// anonymously, then with the servers' password.
+    pub sentinel: Login,
     /// Whether connections use TLS.
     pub tls: bool,
+}
+
+/// A user and a password.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    /// ACL user; `None`: the default one.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
 }
 
 /// Which Redis servers there are.
@@ -199,7 +211,8 @@ impl<'a> Parts<'a> {
     }
 
     fn url(self, topology: Topology, database: i64, tls: bool) -> RedisUrl {
-        RedisUrl { topology, database, username: self.username, password: self.password, tls }
+        let Self { username, password, .. } = self;
+        RedisUrl { topology, database, username, password, sentinel: Login::default(), tls }
     }
 }
 

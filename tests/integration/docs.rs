@@ -27,7 +27,7 @@ fn uncommented() -> String {
         let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         let is_setting = line.contains(" = ") && plain && !line.starts_with("# ");
         let table = line.starts_with("#[");
-        let example = key.ends_with("_file") || ["username", "cached_entries"].contains(&key);
+        let example = key == "cached_entries" || key.ends_with("_file") || key.ends_with("username");
         ((is_setting && !example) || table).then(|| line[1..].to_owned())
     };
     let manual = read("config/otpgate.toml");
@@ -59,6 +59,7 @@ fn the_manual_shows_the_defaults() {
             format!("{:?}", (config.proxy.limits, config.api.limits, config.ops.limits)),
             format!("{:?}", (config.proxy.timeouts, config.api.reveal_seeds, config.realms)),
             format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
+            format!("{:?}", config.store.redis),
             format!("{:?}", (config.shutdown.grace, config.log, config.throttle)),
             format!("{:?}", (config.api.rotate_overlap, config.process)),
             format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),

@@ -49,6 +49,8 @@ mod store_contract;
 mod store_histories;
 mod store_ledger;
 mod store_redis;
+mod store_redis_topologies;
+mod store_redis_writers;
 mod store_rekey;
 mod store_sqlite;
 mod throttle;

@@ -30,7 +30,7 @@ pub(crate) fn at(rig: &Rig, url: &str) -> Store {
 }
 
 /// Everything once: operations and a follower.
-async fn works(rig: &Rig) {
+pub(crate) async fn works(rig: &Rig) {
     let store = rig.ready().await;
     let (mut follow, _) = Follow::start(&rig.store()).await;
     let made = create(&store, "a", "r").await.unwrap();
@@ -45,11 +45,11 @@ async fn works(rig: &Rig) {
     assert_eq!(store.remembers("k", now()).await, Ok(true));
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemClock.now().unix
 }
 
-fn spending(by: &str) -> Spending {
+pub(crate) fn spending(by: &str) -> Spending {
     let keep = Duration::from_secs(60);
     Spending { id: EntryId(1), serial: 0, counter: 1, by: by.into(), budget: 1, keep }
 }
@@ -490,73 +490,6 @@ fn pass(mut from: TcpStream, mut to: TcpStream, trap: &Mutex<Option<Trap>>) {
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_whose_answer_is_lost_is_found_out_about() {
-    let mut rig = Rig::redis().await;
-    rig.ready().await;
-    let relay = Relay::to(rig.server().port);
-    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
-    let a = create(&store, "a", "r").await.unwrap();
-
-    let old = store.get((&a.principal).into()).await.unwrap().unwrap();
-    relay.arm(|_| Verdict::Cut);
-    let version = store.update(&old, &a).await.unwrap();
-    assert!(!relay.is_armed(), "the answer was swallowed");
-    let now = store.get((&a.principal).into()).await.unwrap().unwrap();
-    assert_eq!(now.revision, version);
-    assert_eq!(version.0, old.revision.0 + 1, "it was done once");
-
-    relay.arm(|_| Verdict::Cut);
-    let version = store.delete(&now).await.unwrap();
-    assert!(!relay.is_armed(), "the answer was swallowed");
-    assert_eq!(version.0, now.revision.0 + 1);
-    assert_eq!(store.get((&a.principal).into()).await, Ok(None));
-    assert_eq!(rig.store().list(None, 10).await, Ok(Vec::new()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_use_whose_answer_is_lost_counts_once() {
-    let mut rig = Rig::redis().await;
-    rig.ready().await;
-    let relay = Relay::to(rig.server().port);
-    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
-    let other = Spending { counter: 2, ..spending("a") };
-    assert_eq!(store.spend(&other, now()).await, Ok(true));
-    relay.arm(|_| Verdict::Cut);
-    assert_eq!(store.spend(&spending("a"), now()).await, Ok(true));
-    assert!(!relay.is_armed(), "the answer was swallowed");
-    assert_eq!(store.spend(&spending("b"), now()).await, Ok(false));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_whose_answer_is_lost_is_not_done_again_after_it_was_undone() {
-    let mut rig = Rig::redis().await;
-    rig.ready().await;
-    let relay = Relay::to(rig.server().port);
-    let store = at(&rig, &format!("redis://127.0.0.1:{}", relay.port));
-    let made = entry(7, who("a", "r"));
-    // Connection and script are there before, so that the next answer is that of the write.
-    let other = create(&store, "other", "r").await.unwrap();
-    let (mut follow, _) = Follow::start(&rig.store()).await;
-
-    // An admin revokes the entry before its maker has learnt that it was made.
-    let (admin, runtime, principal) = (rig.store(), Handle::current(), made.principal.clone());
-    relay.arm(move |_| {
-        runtime.block_on(async {
-            let old = admin.get((&principal).into()).await.unwrap().expect("it was made");
-            admin.delete(&old).await.unwrap();
-        });
-        Verdict::Cut
-    });
-    let version = store.insert(std::slice::from_ref(&made)).await.unwrap();
-    assert!(!relay.is_armed(), "the answer was swallowed");
-    assert_eq!(version.0, follow.position.version.0 + 1);
-    let left = rig.store().list(None, 10).await.unwrap();
-    assert_eq!(left.iter().map(opened).collect::<Vec<_>>(), [&other], "it stays revoked");
-    assert_eq!(follow.changes().await, Ok(vec![(made.principal, None)]));
-    assert_eq!(follow.position.version.0, version.0 + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

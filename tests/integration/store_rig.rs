@@ -153,6 +153,11 @@ impl Rig {
         store
     }
 
+    /// The same place, written to otherwise.
+    pub(crate) fn written_by(&self, redis: RedisConfig) -> Store {
+        Store::open(&StoreConfig { redis, ..self.config.clone() }).expect("settings are good")
+    }
+
     /// The same place, seen with another sealing key.
     pub(crate) fn with_other_key(&self) -> Store {
         self.with_sealing(self.keys("other.key", &[]))

@@ -2,7 +2,8 @@
 -- ARGV: format, nonce, keys for the log, retention; then for each mutation its member of ids,
 -- expected revision ('' for absent), number ('' to delete), blob. Revision 0 is a value that is gone,
 -- though it is in ids, or does not say.
--- All reading comes first, then the log, then the rest: Redis does not roll a failed script back.
+-- All reading comes first, then the log, then the rest, entries last: Redis does not roll a failed script
+-- back, and then followers look, and find no entry that nobody who loads all would find.
 local meta = redis.call('GET', KEYS[1])
 if not meta then return {'absent'} end
 if meta ~= ARGV[1] then return {'foreign', meta} end
@@ -59,8 +60,8 @@ for _, m in ipairs(batch) do
 end
 for _, m in ipairs(batch) do
   if m.id ~= '' then
-    redis.call('SET', m.key, text .. ':' .. m.id .. ':' .. m.blob)
     redis.call('ZADD', KEYS[4], m.id, m.member)
+    redis.call('SET', m.key, text .. ':' .. m.id .. ':' .. m.blob)
   end
 end
 return {'ok', text}

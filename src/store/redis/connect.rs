@@ -20,8 +20,9 @@ use redis::{
 
 use super::error::store_error;
 use crate::clock::{Clock, SystemClock};
+use crate::secret::Secret;
 use crate::store::StoreError;
-use crate::store::url::{RedisUrl, Topology};
+use crate::store::url::{Login, RedisUrl, Topology};
 
 /// Longest time to connect to one server, TLS and AUTH included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -153,13 +154,17 @@ impl Connector {
             let mut conn = self.dial(self.address(sentinel), login, CONNECT_TIMEOUT).await?;
             query.query_async(&mut conn).await
         };
-        let anonymous = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let mut answer = ask(anonymous).await;
+        let Login { username, password } = &self.url.sentinel;
+        let mut answer = ask(login(username.as_deref(), password.as_ref())).await;
         // Sentinels usually take no password, and refuse one that they do not want.
-        if answer.as_ref().is_err_and(|error| error.code() == Some("NOAUTH")) {
+        if password.is_none() && answer.as_ref().is_err_and(|e| e.code() == Some("NOAUTH")) {
             answer = ask(self.login(0)).await;
         }
-        let primary = answer.map_err(|error| store_error(&error))?.ok_or_else(|| {
+        let of_sentinel = |error: RedisError| match store_error(&error) {
+            StoreError::Denied(why) => StoreError::Denied(format!("{why}, says a Sentinel")),
+            error => error,
+        };
+        let primary = answer.map_err(of_sentinel)?.ok_or_else(|| {
             StoreError::Unreachable("its Sentinel does not know the primary".into())
         })?;
         self.answered.store(number, Ordering::Relaxed);
@@ -263,15 +268,19 @@ impl Connector {
     }
 
     fn login(&self, database: i64) -> RedisConnectionInfo {
-        let mut login = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
-        if let Some(username) = &self.url.username {
-            login = login.set_username(username);
-        }
-        if let Some(password) = &self.url.password {
-            login = login.set_password(password.expose());
-        }
-        login
+        login(self.url.username.as_deref(), self.url.password.as_ref()).set_db(database)
     }
+}
+
+fn login(username: Option<&str>, password: Option<&Secret>) -> RedisConnectionInfo {
+    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(username) = username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = password {
+        login = login.set_password(password.expose());
+    }
+    login
 }
 
 fn no_nodes() -> StoreError {

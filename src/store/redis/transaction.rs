@@ -161,7 +161,7 @@ async fn commit(
     for ((mutation, member), entry) in batch.iter().zip(&members).zip(&entries) {
         if let Action::Put { id, blob } = &mutation.action {
             let value = [format!("{version}:{id}:").as_bytes(), &blob.0].concat();
-            writes.set(entry, value).zadd(&keys.ids, member, id.0);
+            writes.zadd(&keys.ids, member, id.0).set(entry, value);
         }
     }
     let Some(done) = execute_all(conn, writes).await? else { return Ok(None) };
