@@ -49,6 +49,7 @@ mod store_contract;
 mod store_histories;
 mod store_ledger;
 mod store_redis;
+mod store_redis_rights;
 mod store_redis_topologies;
 mod store_redis_writers;
 mod store_rekey;

@@ -99,6 +99,10 @@ impl RedisServer {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.path().join("out.txt")
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")
@@ -180,7 +184,7 @@ impl RedisServer {
         };
         if options.sentinel.is_none() {
             command.args(["--save", "", "--appendonly", if options.aof { "yes" } else { "no" }]);
-            command.args(["--appendfsync", "always"]);
+            command.args(["--appendfsync", "always", "--repl-diskless-sync-delay", "0"]);
         }
         if let Some(password) = &options.password {
             command.args(["--requirepass", password]);
@@ -214,36 +218,70 @@ impl RedisCluster {
         static SHARED: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let cluster = Arc::new(Self::start());
+            let cluster = Arc::new(Self::start(&[]));
             *shared = Arc::downgrade(&cluster);
             cluster
         })
     }
 
-    fn start() -> Self {
-        let start_node = || {
-            let args = ["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()];
-            let args = args.map(str::to_owned).to_vec();
-            RedisServer::start(Options { args, ..Options::default() })
-        };
-        let nodes: Vec<_> = (0..3).map(|_| start_node()).collect();
+    /// A cluster of one's own, with further arguments for its nodes.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let nodes: Vec<_> = (0..3).map(|_| Self::start_node(args)).collect();
         for (i, node) in nodes.iter().enumerate() {
             let (first, last) = (16384 * i / 3, 16384 * (i + 1) / 3 - 1);
             node.run::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
             node.run::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
         }
-        for other in &nodes[1..] {
-            let bus: (String, String) = other.run(&["CONFIG", "GET", "cluster-port"]);
-            let port = other.port.to_string();
-            nodes[0].run::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus.1]);
-        }
+        let cluster = Self { nodes };
+        cluster.nodes[1..].iter().for_each(|other| cluster.meet(other));
         wait_until("the cluster has formed", || {
-            nodes.iter().all(|node| {
+            cluster.nodes.iter().all(|node| {
                 let info: String = node.run(&["CLUSTER", "INFO"]);
                 info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
             })
         });
-        Self { nodes }
+        cluster
+    }
+
+    fn start_node(args: &[&str]) -> RedisServer {
+        let bus = free_port().to_string();
+        let own = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+        let args = [&own, args].concat().into_iter().map(str::to_owned).collect();
+        RedisServer::start(Options { args, aof: true, ..Options::default() })
+    }
+
+    fn meet(&self, other: &RedisServer) {
+        let bus: (String, String) = other.run(&["CONFIG", "GET", "cluster-port"]);
+        let port = other.port.to_string();
+        self.nodes[0].run::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus.1]);
+    }
+
+    /// A replica of the node with that number, in sync.
+    pub(crate) fn add_replica(&self, of: usize) -> RedisServer {
+        let replica = Self::start_node(&["--cluster-node-timeout", "800"]);
+        self.meet(&replica);
+        let primary = &self.nodes[of];
+        let id: String = primary.run(&["CLUSTER", "MYID"]);
+        wait_until("the replica knows its primary", || {
+            command(&["CLUSTER", "REPLICATE", &id]).exec(&mut replica.admin()).is_ok()
+        });
+        wait_until("the replica is in sync", || {
+            primary.run::<String>(&["INFO", "replication"]).contains("state=online")
+        });
+        let port = replica.port.to_string();
+        wait_until("all nodes know the replica", || {
+            self.nodes.iter().all(|node| {
+                let nodes: String = node.run(&["CLUSTER", "NODES"]);
+                nodes.lines().any(|line| line.contains(&port) && line.contains("slave"))
+            })
+        });
+        replica
+    }
+
+    /// The number of the node that has `key`.
+    pub(crate) fn number_of_owner(&self, key: &str) -> usize {
+        let port = self.owner(key).port;
+        self.nodes.iter().position(|node| node.port == port).expect("it is one of them")
     }
 
     /// Its store URL.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use otpgate::clock::{Clock, SystemClock};
-use otpgate::config::{StoreConfig, TlsFiles};
+use otpgate::config::{RedisConfig, StoreConfig, TlsFiles};
 use otpgate::entry::EntryId;
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{Failure, Quota, Spending, Store, StoreError};
@@ -30,14 +30,25 @@ pub(crate) fn at(rig: &Rig, url: &str) -> Store {
 }
 
 /// Everything once: operations and a follower.
-pub(crate) async fn works(rig: &Rig) {
-    let store = rig.ready().await;
-    let (mut follow, _) = Follow::start(&rig.store()).await;
-    let made = create(&store, "a", "r").await.unwrap();
+async fn works(rig: &Rig) {
+    all_works(&rig.store()).await;
+}
+
+/// As [`works`], from an empty store on.
+pub(crate) async fn all_works(store: &Store) {
+    store.init().await.unwrap();
+    let (mut follow, _) = Follow::start(store).await;
+    let made = create(store, "a", "r").await.unwrap();
     assert_eq!(follow.changes().await.unwrap().len(), 1);
     assert_eq!(store.list(None, 10).await.unwrap()[0].entry, Ok(made));
-    assert_eq!(store.spend(&spending("a"), now()).await, Ok(true));
-    assert_eq!(store.spend(&spending("b"), now()).await, Ok(false));
+    marks_work(store, 1).await;
+}
+
+/// Marks, those of uses for the token of one time step.
+pub(crate) async fn marks_work(store: &Store, counter: u64) {
+    let use_ = |by| Spending { counter, ..spending(by) };
+    assert_eq!(store.spend(&use_("a"), now()).await, Ok(true));
+    assert_eq!(store.spend(&use_("b"), now()).await, Ok(false));
     let quota = Quota { failures: 1, per: Duration::from_secs(60) };
     let failure = Failure { bucket: "b".into(), quota };
     assert!(!store.count_failures(&[failure], now()).await.unwrap()[0].is_zero());
@@ -97,38 +108,6 @@ async fn a_server_that_repeats_what_it_does_not_understand_is_not_quoted() {
     let error = refusal(&rig.store()).await;
     assert!(matches!(error, StoreError::Denied(_)), "{error}");
     assert!(!error.to_string().contains("s3cr3t"), "{error}");
-}
-
-/// All that a gate needs, as the docs say.
-fn rights() -> String {
-    let docs = include_str!("../../docs/operations.md");
-    let command = docs.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER otpgate on "));
-    let (_, rights) = command.and_then(|rest| rest.split_once(' ')).expect("an example");
-    rights.replace("{otpgate}", "{*}")
-}
-
-#[tokio::test]
-async fn as_a_user_with_few_rights() {
-    let user = format!("user gate on >s3cr3t {}", rights());
-    let reader = "user reader on >s3cr3t ~{*}:* +hello +get +mget +xread +xrevrange +hmget +evalsha \
-                  +eval +zscore +zrangebyscore";
-    let server = RedisServer::plain();
-    for user in [user.as_str(), reader] {
-        let words: Vec<_> =
-            ["ACL", "SETUSER"].into_iter().chain(user.split_whitespace().skip(1)).collect();
-        server.run::<()>(&words);
-    }
-    let port = server.port;
-    let rig = Rig::on_server(server, &format!("redis://gate:s3cr3t@127.0.0.1:{port}"));
-    works(&rig).await;
-    assert!(!rig.store().warnings().await.is_empty());
-
-    let reader = at(&rig, &format!("redis://reader:s3cr3t@127.0.0.1:{port}"));
-    assert!(reader.get((&who("a", "r")).into()).await.unwrap().is_some());
-    assert_eq!(Follow::start(&reader).await.1.len(), 1);
-    let error = create(&reader, "b", "r").await.unwrap_err();
-    assert!(matches!(error, StoreError::Denied(_)), "{error}");
-    assert!(!error.to_string().contains("s3cr3t"));
 }
 
 #[tokio::test]
@@ -571,4 +550,18 @@ async fn forgetful_servers_are_warned_about() {
     let warnings = rig.store().warnings().await;
     assert!(warnings.iter().any(|w| w.contains("evict")), "{warnings:?}");
     assert!(warnings.iter().any(|w| w.contains("everysec")), "{warnings:?}");
+    rig.run::<()>(&["CONFIG", "SET", "maxmemory-policy", "noeviction", "appendfsync", "always"]);
+    let redis = RedisConfig { wait_replicas: 1, ..RedisConfig::default() };
+    let warnings = rig.written_by(redis).warnings().await;
+    assert!(warnings.len() == 1 && warnings[0].contains("wait_replicas"), "{warnings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_seen_is_told_once() {
+    let rig = Rig::scriptless().await;
+    let warnings = rig.ready().await.warnings().await;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("does not let this user see"),
+        "{warnings:?}"
+    );
 }

@@ -259,7 +259,16 @@ async fn what_failed_halfway_is_seen_by_followers_and_continued_by_writers() {
         let store = rig.ready().await;
         let kept = create(&store, "kept", "r").await.unwrap();
         let (mut follow, _) = Follow::start(&rig.store()).await;
-        rig.run::<()>(&["ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", &format!("-{lacks}")]);
+        rig.run::<()>(&[
+            "ACL",
+            "SETUSER",
+            "some",
+            "on",
+            ">pw",
+            "~*",
+            "+@all",
+            &format!("-{lacks}"),
+        ]);
         let url = StoreUrl::parse(&format!("redis://some:pw@127.0.0.1:{}", rig.port())).unwrap();
         let length = || rig.run::<u64>(&["XLEN", &rig.key("log")]);
         for way in WAYS {

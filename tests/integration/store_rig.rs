@@ -112,6 +112,12 @@ impl Rig {
         Self::at(url, Place::Redis(Box::new(server)), Dir::new())
     }
 
+    /// The cluster at `url`, whose nodes the test itself holds.
+    pub(crate) fn on_cluster(url: &str) -> Self {
+        let nodes = Vec::new();
+        Self::at(url, Place::Cluster(Arc::new(RedisCluster { nodes })), Dir::new())
+    }
+
     /// The port of the server, where there is just one.
     pub(crate) fn port(&self) -> u16 {
         match &self.place {

@@ -236,20 +236,28 @@ async fn list(
     reads.cmd("ZRANGEBYSCORE").arg(&keys.ids).arg(format!("({after}")).arg(last);
     reads.arg(&["WITHSCORES", "LIMIT", "0"]).arg(limit);
     // Every change of entries is in the log.
-    let (meta, answers) = open(conn, keys, &[&keys.meta, &keys.log], reads).await?;
+    let (meta, answers) = watch(conn, keys, &[&keys.meta, &keys.log], reads).await?;
     let (found,): (Vec<(String, String)>,) = read(answers)?;
-    if let Some(refusal) = refusal(keys, meta) {
-        return abandon(conn, refusal).await;
-    }
-    let mut answer = vec![text("ok")];
-    if found.is_empty() {
-        return abandon(conn, Value::Array(answer)).await;
-    }
     let entries: Vec<_> = found.iter().map(|(member, _)| keys.entry(member)).collect();
     let mut question = redis::pipe();
-    question.cmd("MGET").arg(entries);
-    let Some(values) = execute(conn, question).await? else { return Ok(None) };
-    let (values,): (Vec<Value>,) = read(values)?;
+    if !entries.is_empty() {
+        question.cmd("MGET").arg(entries);
+    }
+    // Read before, not between: a server without free memory queues nothing, not even questions. What an
+    // empty transaction says is whether nothing changed.
+    question.cmd("MULTI").cmd("EXEC");
+    let mut answers = ask(conn, &question).await?;
+    if answers.pop() == Some(Value::Nil) {
+        return Ok(None);
+    }
+    if let Some(refusal) = refusal(keys, meta) {
+        return Ok(Some(refusal));
+    }
+    let values = match answers.into_iter().next() {
+        Some(Value::Array(values)) => values,
+        _ => Vec::new(),
+    };
+    let mut answer = vec![text("ok")];
     for ((member, score), value) in found.iter().zip(values) {
         answer.extend([text(member), text(score), value]);
     }
@@ -356,6 +364,19 @@ async fn open(
     conn: &mut MultiplexedConnection,
     keys: &Keys,
     watched: &[&str],
+    mut reads: Pipeline,
+) -> Result<(Option<String>, Vec<Value>), RedisError> {
+    reads.cmd("MULTI");
+    let (meta, mut answers) = watch(conn, keys, watched, reads).await?;
+    answers.pop();
+    Ok((meta, answers))
+}
+
+/// Watches keys, and reads `meta` and more.
+async fn watch(
+    conn: &mut MultiplexedConnection,
+    keys: &Keys,
+    watched: &[&str],
     reads: Pipeline,
 ) -> Result<(Option<String>, Vec<Value>), RedisError> {
     let mut question = redis::pipe();
@@ -363,11 +384,9 @@ async fn open(
     for read in reads.cmd_iter() {
         question.add_command(read.clone());
     }
-    question.cmd("MULTI");
     let mut answers = ask(conn, &question).await?;
-    answers.pop();
-    let meta = redis::from_redis_value(answers.remove(1))?;
     answers.remove(0);
+    let meta = redis::from_redis_value(answers.remove(0))?;
     Ok((meta, answers))
 }
 
