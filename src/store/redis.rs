@@ -216,11 +216,16 @@ impl Backend for Redis {
             .cmd("MGET")
             .arg(self.keys.entry(&member))
             .zscore(&self.keys.ids, &member)
+            .cmd("HELLO")
             .to_owned();
         let get = &get;
-        type Answer = (Option<String>, (Option<Vec<u8>>,), Option<String>);
-        let (meta, (value,), score): Answer =
-            self.line.ask(|mut conn| async move { get.query_async(&mut conn).await }).await?;
+        type Answer = (Option<String>, (Option<Vec<u8>>,), Option<String>, Value);
+        let ask = |mut conn| async move {
+            let answer: Answer = get.query_async(&mut conn).await?;
+            connect::is_of_primary(&answer.3)?;
+            Ok(answer)
+        };
+        let (meta, (value,), score, _) = self.line.ask(ask).await?;
         script::check_meta(meta.as_deref())?;
         Ok(row_of(principal, score, value))
     }

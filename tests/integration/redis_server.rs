@@ -99,10 +99,6 @@ impl RedisServer {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    pub(crate) fn log(&self) -> PathBuf {
-        self.dir.path().join("out.txt")
-    }
-
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")

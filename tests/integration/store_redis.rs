@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use otpgate::clock::{Clock, SystemClock};
-use otpgate::config::{RedisConfig, StoreConfig, TlsFiles};
+use otpgate::config::{RedisConfig, RedisWrites, StoreConfig, TlsFiles};
 use otpgate::entry::EntryId;
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{Failure, Quota, Spending, Store, StoreError};
@@ -196,13 +196,23 @@ async fn a_primary_that_becomes_a_replica_proves_nothing_any_more() {
     let store = rig.ready().await;
     let made = create(&store, "a", "r").await.unwrap();
     let (mut follow, _) = Follow::start(&store).await;
-    let other = tokio::task::block_in_place(RedisServer::plain);
-    rig.run::<()>(&["REPLICAOF", "127.0.0.1", &other.port.to_string()]);
+    // Of nobody, so that it keeps what it has.
+    rig.run::<()>(&["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
     // Whether the connection dies or the role shows, it ends in an error and never in "current".
     let poll = follow.feed.poll(&follow.position).await;
     assert!(poll.is_err(), "{poll:?}");
-    let old = store.get((&made.principal).into()).await;
-    assert!(create(&store, "b", "r").await.is_err(), "{old:?}");
+    for writes in [RedisWrites::Scripts, RedisWrites::Transactions] {
+        let store = rig.written_by(RedisConfig { writes, ..RedisConfig::default() });
+        // So that it is connected when the server changes.
+        rig.run::<()>(&["REPLICAOF", "NO", "ONE"]);
+        assert_eq!(store.list(None, 10).await.unwrap().len(), 1);
+        assert_eq!(store.remembers("k", now()).await, Ok(false));
+        rig.run::<()>(&["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
+        assert!(store.get((&made.principal).into()).await.is_err());
+        assert!(store.list(None, 10).await.is_err());
+        assert!(store.remembers("k", now()).await.is_err());
+        assert!(create(&store, "b", "r").await.is_err());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -252,51 +252,45 @@ async fn a_server_that_fills_up_does_all_of_a_write_or_nothing() {
 }
 
 /// Redis does not roll back a script that fails halfway. Here it may not do the command that `lacks`.
+async fn fails_halfway(lacks: &str, logged: u64) {
+    let rig = Rig::redis().await;
+    let store = rig.ready().await;
+    let kept = create(&store, "kept", "r").await.unwrap();
+    let (mut follow, _) = Follow::start(&rig.store()).await;
+    rig.run::<()>(&["ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", &format!("-{lacks}")]);
+    let url = StoreUrl::parse(&format!("redis://some:pw@127.0.0.1:{}", rig.port())).unwrap();
+    let length = || rig.run::<u64>(&["XLEN", &rig.key("log")]);
+    for way in WAYS {
+        let (url, redis, before) = (url.clone(), by(way), length());
+        let some = StoreConfig { url, redis, ..rig.config.clone() };
+        let some = Store::open(&some).unwrap();
+        let error = some.insert(&[entry(70, who("half", "r"))]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Denied(_)), "{lacks}: {error}");
+        let wanted = if way == RedisWrites::Scripts { logged } else { 0 };
+        assert_eq!(length() - before, wanted, "{lacks} {way:?}: a transaction leaves no half");
+    }
+    for (name, way) in [("n0", WAYS[0]), ("n1", WAYS[1])] {
+        create(&rig.written_by(by(way)), name, "r").await.unwrap();
+    }
+    let changes = follow.changes().await.unwrap_or_else(|why| panic!("{lacks}: {why}"));
+    let seen: BTreeMap<_, _> = changes.into_iter().collect();
+    assert!(seen[&who("n0", "r")].is_some() && seen[&who("n1", "r")].is_some());
+    assert!(seen.get(&who("half", "r")).is_none_or(Option::is_none), "{lacks}: none found it");
+    let listed = store.list(None, 10).await.unwrap();
+    assert!(listed.iter().any(|stored| stored.entry.as_ref() == Ok(&kept)));
+    // Whatever is there of it can be made again.
+    if lacks == "set" {
+        let half = store.get((&who("half", "r")).into()).await.unwrap().unwrap();
+        assert!(half.entry.is_err());
+    }
+    store.insert(&[entry(70, who("half", "r"))]).await.unwrap();
+    assert_eq!(follow.changes().await.unwrap().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_failed_halfway_is_seen_by_followers_and_continued_by_writers() {
-    for (lacks, logged) in [("xadd", 0), ("hset", 1), ("zadd", 1), ("set", 1)] {
-        let rig = Rig::redis().await;
-        let store = rig.ready().await;
-        let kept = create(&store, "kept", "r").await.unwrap();
-        let (mut follow, _) = Follow::start(&rig.store()).await;
-        rig.run::<()>(&[
-            "ACL",
-            "SETUSER",
-            "some",
-            "on",
-            ">pw",
-            "~*",
-            "+@all",
-            &format!("-{lacks}"),
-        ]);
-        let url = StoreUrl::parse(&format!("redis://some:pw@127.0.0.1:{}", rig.port())).unwrap();
-        let length = || rig.run::<u64>(&["XLEN", &rig.key("log")]);
-        for way in WAYS {
-            let (url, redis, before) = (url.clone(), by(way), length());
-            let some = StoreConfig { url, redis, ..rig.config.clone() };
-            let some = Store::open(&some).unwrap();
-            let error = some.insert(&[entry(70, who("half", "r"))]).await.unwrap_err();
-            assert!(matches!(error, StoreError::Denied(_)), "{lacks}: {error}");
-            let wanted = if way == RedisWrites::Scripts { logged } else { 0 };
-            assert_eq!(length() - before, wanted, "{lacks} {way:?}: a transaction leaves no half");
-        }
-        for (name, way) in [("n0", WAYS[0]), ("n1", WAYS[1])] {
-            create(&rig.written_by(by(way)), name, "r").await.unwrap();
-        }
-        let changes = follow.changes().await.unwrap_or_else(|why| panic!("{lacks}: {why}"));
-        let seen: BTreeMap<_, _> = changes.into_iter().collect();
-        assert!(seen[&who("n0", "r")].is_some() && seen[&who("n1", "r")].is_some());
-        assert!(seen.get(&who("half", "r")).is_none_or(Option::is_none), "{lacks}: none found it");
-        let listed = store.list(None, 10).await.unwrap();
-        assert!(listed.iter().any(|stored| stored.entry.as_ref() == Ok(&kept)));
-        // Whatever is there of it can be made again.
-        if lacks == "set" {
-            let half = store.get((&who("half", "r")).into()).await.unwrap().unwrap();
-            assert!(half.entry.is_err());
-        }
-        store.insert(&[entry(70, who("half", "r"))]).await.unwrap();
-        assert_eq!(follow.changes().await.unwrap().len(), 1);
-    }
+    let all = [("xadd", 0), ("hset", 1), ("zadd", 1), ("set", 1)];
+    futures_util::future::join_all(all.map(|(lacks, logged)| fails_halfway(lacks, logged))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

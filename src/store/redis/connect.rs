@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
-    RedisError, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, TlsCertificates, Value,
 };
 
 use super::error::store_error;
@@ -302,6 +302,11 @@ pub(super) fn check_role(hello: &Value) -> Result<(), StoreError> {
         Some(_) => Err(StoreError::Unreachable("the server is a replica, not a primary".into())),
         None => Err(StoreError::Corrupt("Redis does not tell its role (before version 6?)".into())),
     }
+}
+
+/// As [`check_role`], for answers that are read together with others.
+pub(super) fn is_of_primary(hello: &Value) -> Result<(), RedisError> {
+    check_role(hello).map_err(|error| (ErrorKind::Io, "wrong server", error.to_string()).into())
 }
 
 /// Slots and primary of one element of `CLUSTER SLOTS`: start, end, primary, replicas.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{FromRedisValue, Pipeline, RedisError, Value};
 
+use super::connect::is_of_primary;
 use super::retry::Retry;
 use super::script::{Keys, millis};
 use super::writer::Work;
@@ -245,8 +246,9 @@ async fn list(
     }
     // Read before, not between: a server without free memory queues nothing, not even questions. What an
     // empty transaction says is whether nothing changed.
-    question.cmd("MULTI").cmd("EXEC");
+    question.cmd("MULTI").cmd("EXEC").cmd("HELLO");
     let mut answers = ask(conn, &question).await?;
+    is_of_primary(&answers.pop().unwrap_or(Value::Nil))?;
     if answers.pop() == Some(Value::Nil) {
         return Ok(None);
     }
@@ -354,8 +356,9 @@ async fn remembers(
     key: &str,
 ) -> Result<Option<Value>, RedisError> {
     let mut reads = redis::pipe();
-    reads.get(&keys.meta).exists(keys.remembered(key));
-    let (meta, is_there): (Option<String>, u64) = read(ask(conn, &reads).await?)?;
+    reads.get(&keys.meta).exists(keys.remembered(key)).cmd("HELLO");
+    let (meta, is_there, hello): (_, u64, Value) = read(ask(conn, &reads).await?)?;
+    is_of_primary(&hello)?;
     Ok(Some(refusal(keys, meta).unwrap_or_else(|| words(&["ok", &is_there.to_string()]))))
 }
 

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, RedisError};
+use redis::{Cmd, FromRedisValue, RedisError, Value};
 use tracing::info;
 
+use super::connect::is_of_primary;
 use super::error::lacks_scripts;
 use super::script::{self, Arguments, Keys, Script, Scripts};
 use super::transaction;
@@ -47,6 +48,11 @@ impl Work<'_> {
             Self::Remember { .. } => &scripts.remember,
             Self::Remembers(_) => &scripts.remembers,
         }
+    }
+
+    /// A replica would do it too.
+    fn only_reads(&self) -> bool {
+        matches!(self, Self::List { .. } | Self::Remembers(_))
     }
 
     fn arguments(&self, keys: &Keys) -> Arguments {
@@ -106,7 +112,8 @@ impl Writer {
             let answer = transaction::run(conn, &self.keys, work).await?;
             return Ok(redis::from_redis_value(answer)?);
         }
-        let answer = evaluate(conn, work.script(&self.scripts), &work.arguments(&self.keys)).await;
+        let (script, arguments) = (work.script(&self.scripts), work.arguments(&self.keys));
+        let answer = evaluate(conn, script, &arguments, work.only_reads()).await;
         if let Err(error) = &answer
             && self.writes == RedisWrites::Auto
             && lacks_scripts(error)
@@ -123,11 +130,28 @@ async fn evaluate<T: FromRedisValue>(
     conn: &mut MultiplexedConnection,
     script: &Script,
     arguments: &Arguments,
+    on_primary: bool,
 ) -> Result<T, RedisError> {
-    match script.call(true, arguments).query_async(conn).await {
+    match call(conn, script.call(true, arguments), on_primary).await {
         Err(error) if error.code() == Some("NOSCRIPT") => {
-            script.call(false, arguments).query_async(conn).await
+            call(conn, script.call(false, arguments), on_primary).await
         }
         answer => answer,
     }
+}
+
+/// Sends one command; with `on_primary`, its answer counts only there.
+async fn call<T: FromRedisValue>(
+    conn: &mut MultiplexedConnection,
+    command: Cmd,
+    on_primary: bool,
+) -> Result<T, RedisError> {
+    if !on_primary {
+        return command.query_async(conn).await;
+    }
+    let mut question = redis::pipe();
+    question.add_command(command).cmd("HELLO");
+    let (answer, hello): (T, Value) = question.query_async(conn).await?;
+    is_of_primary(&hello)?;
+    Ok(answer)
 }
