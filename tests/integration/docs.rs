@@ -27,7 +27,8 @@ fn uncommented() -> String {
         let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         let is_setting = line.contains(" = ") && plain && !line.starts_with("# ");
         let table = line.starts_with("#[");
-        let example = key == "cached_entries" || key.ends_with("_file") || key.ends_with("username");
+        let example =
+            key == "cached_entries" || key.ends_with("_file") || key.ends_with("username");
         ((is_setting && !example) || table).then(|| line[1..].to_owned())
     };
     let manual = read("config/otpgate.toml");

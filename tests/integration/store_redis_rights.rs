@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use otpgate::clock::SystemClock;
 use otpgate::config::{RedisConfig, StoreConfig};
+use otpgate::entry::{Entry, Seed};
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{Store, StoreError, Stored};
 
+use crate::harness::{ALICE, Sandbox, eventually, token, wrong_token};
+use crate::peers::echo::Echo;
 use crate::redis_server::{Options, RedisServer, command};
 use crate::store_redis::{all_works, marks_work};
 use crate::store_rig::{Follow, Place, Rig, create, entry, who};
@@ -150,4 +153,49 @@ async fn the_rights_of_the_manual_suffice_in_redis() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rights_of_the_manual_suffice_in_valkey() {
     rights_suffice(true).await;
+}
+
+/// The real program as a pure sidecar: one-time tokens, throttling, entries that change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_serves_with_its_rights() {
+    let rig = start(false).await;
+    let Place::Redis(server) = &rig.place else { panic!("not a single Redis") };
+    let admin = rig.written_by(RedisConfig::default());
+    admin.init().await.unwrap();
+    let made = entry(1, who("alice", "shop"));
+    let made = Entry { seed: Seed::parse(ALICE).unwrap(), ..made };
+    admin.insert(std::slice::from_ref(&made)).await.unwrap();
+    let echo = Echo::start().await;
+    for (i, rights) in rights("sidecar").iter().enumerate() {
+        let user = format!("sidecar{i}");
+        may(server, &user, rights);
+        let sandbox = Sandbox::new();
+        let store = rig.settings(&rig.config.sealing);
+        let store = store.replace("redis://", &format!("redis://{user}:pw@"));
+        let settings = format!(
+            "{store}[proxy]\nupstream = '{}'\n[api]\nlisten = 'off'\n[totp]\nreuse = 'once'\n",
+            echo.address
+        );
+        let gate = sandbox.serve(&settings).ready().await;
+        let status = async |token: &str| {
+            gate.call("/", "alice", "shop", token).send().await.unwrap().status().as_u16()
+        };
+        forget_marks(&rig);
+        let good = token(ALICE);
+        assert_eq!(status(&good).await, 200, "{}", gate.log_text());
+        assert_eq!(status(&good).await, 401);
+        for _ in 0..12 {
+            status(&wrong_token(ALICE)).await;
+        }
+        let buckets = || rig.run::<Vec<String>>(&["KEYS", &rig.key("t:*")]).len();
+        eventually("failures are counted in the store", || async { (buckets() > 0).then_some(()) })
+            .await;
+        assert!(!gate.log_text().contains("NOPERM"), "{}", gate.log_text());
+    }
+}
+
+fn forget_marks(rig: &Rig) {
+    for key in rig.run::<Vec<String>>(&["KEYS", &rig.key("[utg]:*")]) {
+        rig.run::<()>(&["DEL", &key]);
+    }
 }
