@@ -140,7 +140,7 @@ impl RedisServer {
     fn try_spawn(&mut self) -> bool {
         let log = std::fs::File::create(self.dir.path().join("out.txt")).expect("a log file");
         let child = self.command().stdout(log).stderr(Stdio::null()).spawn();
-        self.child = Some(child.expect("redis-server is installed"));
+        self.child = Some(child.expect("what `tests/tools/install test` brings"));
         let start = SystemClock.now().monotonic;
         loop {
             if self.try_admin().is_ok_and(|mut conn| conn.check_connection()) {
