@@ -4,7 +4,7 @@
 //! only if no change of it came in force here meanwhile, so that what is kept is as current as the log:
 //! every change is noted in [`Part::changes`] of the entry's stripe, under its lock, before the fetched
 //! entry could be kept. And what is fetched comes from a place whose history holds every change that was
-//! in force here when it was asked ([`Store::get_since`]): not from a primary that was replaced.
+//! in force here when it was asked ([`get_since`](crate::store::Store::get_since)): not from a primary that was replaced.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -161,8 +162,36 @@ async fn a_server_that_is_away_is_told_quickly() {
     assert!(start.elapsed() < std::time::Duration::from_secs(3), "{:?}", start.elapsed());
 
     tokio::task::block_in_place(|| rig.server().restart());
-    assert!(store.get((&made.principal).into()).await.unwrap().is_some());
+    // Not at once: for a moment nobody connects where that just failed.
+    let found = || async { store.get((&made.principal).into()).await.ok() };
+    assert!(eventually("it answers", found).await.is_some());
     create(&store, "b", "r").await.unwrap();
+}
+
+/// Calls by the thousand are not connections by the thousand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_not_stormed() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let connections = Arc::new(AtomicU32::new(0));
+    let counted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((closed, _)) = listener.accept().await {
+            drop(closed);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let store = at(&Rig::redis().await, &url);
+    let start = SystemClock.now().monotonic;
+    let mut calls = 0_u32;
+    while calls < 2_000 {
+        refusal(&store).await;
+        calls += 1;
+    }
+    let most = 2 + u32::try_from(start.elapsed().as_millis()).unwrap() / 20;
+    let made = connections.load(Ordering::Relaxed);
+    assert!((1..=most).contains(&made), "{made} connections, {most} at most");
+    assert!(made < calls / 10, "{made} connections for {calls} calls");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,12 +27,15 @@ pub(super) struct Line {
     idle: Arc<std::sync::Mutex<Vec<Link>>>,
 }
 
+/// How long nobody connects after that failed: calls may come by the thousand a second.
+const QUIET: Duration = Duration::from_millis(20);
+
 #[derive(Default)]
 struct State {
     link: Option<Link>,
     /// Counts connections, so that a failure is not blamed on a newer one.
     number: u64,
-    /// When connecting last failed: who waited for that attempt does not make its own.
+    /// When connecting last failed: who waited for that attempt, or comes soon after, makes none.
     failed: Option<(Instant, StoreError)>,
 }
 
@@ -182,7 +185,8 @@ impl Line {
             }
             Some(_) => {}
             None => {
-                if let Some((_, error)) = state.failed.as_ref().filter(|(when, _)| *when >= came) {
+                let failed = state.failed.as_ref().filter(|(when, _)| *when + QUIET >= came);
+                if let Some((_, error)) = failed {
                     return Err(error.clone());
                 }
             }
