@@ -37,7 +37,7 @@ pub(super) struct RedisFeed {
     clock: Arc<dyn Clock>,
     /// What is followed.
     scope: Scope,
-    /// Not polled on this connection yet: the first answer should not wait for news.
+    /// Not polled on this connection, or since a full load: the first answer should not wait for news.
     fresh: bool,
 }
 
@@ -216,6 +216,7 @@ impl Feed for RedisFeed {
             after = last;
             self.take_rows(members, take).await?;
         }
+        self.fresh = true;
         Ok(position)
     }
 
@@ -235,6 +236,7 @@ impl Feed for RedisFeed {
                 }
             }
         }
+        self.fresh = true;
         Ok(position)
     }
 
