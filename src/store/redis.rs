@@ -21,6 +21,7 @@ mod ledger;
 mod line;
 mod retry;
 mod script;
+mod sentinel;
 mod transaction;
 mod warnings;
 mod writer;

@@ -3,8 +3,8 @@
 //! Every connection is a plain one to a server that says that it is a primary. On a Cluster all keys
 //! of a store share one slot, so its owner is all that is needed; this avoids redis-rs's cluster
 //! client, its retries and its sharing of blocked connections. With Sentinel, the primary is asked
-//! for at every connect and again every few seconds: a primary that was cut off does not know that
-//! there is a new one, and would prove old contents current.
+//! for at every connect and again all the time ([`super::sentinel`]): a primary that was cut off does
+//! not know that there is a new one, and would prove old contents current.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,22 +19,24 @@ use redis::{
 };
 
 use super::error::store_error;
+use super::sentinel::Sentinels;
 use crate::clock::{Clock, SystemClock};
 use crate::secret::Secret;
 use crate::store::StoreError;
 use crate::store::url::{Login, RedisUrl, Topology};
 
 /// Longest time to connect to one server, TLS and AUTH included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long data may stay unacknowledged by the other side's kernel.
 const USER_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// How often Sentinel is asked whether the primary is still the same.
-const SENTINEL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often Sentinels are asked whether the primary is still the same. Entries are proven current as of then
+/// at most, so it must be well below the shortest `store.max_stale`.
+const SENTINEL_INTERVAL: Duration = Duration::from_millis(500);
 /// Nodes of a cluster that are remembered beside the configured ones.
 const MAX_KNOWN_NODES: usize = 64;
 
-type Node = (String, u16);
+pub(super) type Node = (String, u16);
 
 /// A connection to the primary.
 #[derive(Clone)]
@@ -50,8 +52,10 @@ pub(super) struct Connector {
     certificates: TlsCertificates,
     /// Any key of the store: says which slot of a cluster it is in.
     slot_key: String,
+    /// Where the URL names some.
+    sentinels: Option<Sentinels>,
     known: Mutex<Vec<Node>>,
-    /// Which of the Sentinels, or nodes of a cluster, to ask first: the one that answered last.
+    /// Which of a cluster's nodes to ask first: the one that answered last.
     answered: AtomicUsize,
 }
 
@@ -60,7 +64,12 @@ impl Connector {
         // redis-rs takes the process's default provider and panics without one; somebody else may
         // have installed it before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { url, certificates, slot_key, known: Mutex::default(), answered: AtomicUsize::new(0) }
+        let sentinels = match &url.topology {
+            Topology::Sentinel { nodes, service } => Some(Sentinels::new(nodes, service)),
+            _ => None,
+        };
+        let (known, answered) = Default::default();
+        Self { url, certificates, slot_key, sentinels, known, answered }
     }
 
     /// Connects to the primary; answers on the connection may take `patience`.
@@ -73,9 +82,10 @@ impl Connector {
             Topology::Unix(path) => {
                 self.primary(ConnectionAddr::Unix(path.clone()), None, patience).await
             }
-            Topology::Sentinel { nodes, service } => {
-                self.through_sentinels(nodes, service, patience).await
-            }
+            Topology::Sentinel { .. } => match &self.sentinels {
+                Some(sentinels) => self.through_sentinels(sentinels, patience).await,
+                None => Err(no_nodes()),
+            },
             Topology::Cluster(seeds) => self.slot_owner(seeds, patience).await,
         }
     }
@@ -83,31 +93,28 @@ impl Connector {
     /// Whether the last time that somebody made sure of the primary of `link` is long ago.
     pub(super) fn must_confirm(&self, link: &Link) -> bool {
         let age = SystemClock.now().monotonic.saturating_duration_since(link.asked);
-        matches!(self.url.topology, Topology::Sentinel { .. }) && age >= SENTINEL_INTERVAL
+        self.sentinels.is_some() && age >= SENTINEL_INTERVAL
     }
 
     /// Makes sure, if the last time is long ago, that the primary is still the one of `link`.
     ///
     /// # Errors
-    /// If it is another one, or no Sentinel answers: nobody can tell then.
+    /// If it is another one, or too few Sentinels answer: nobody can tell then.
     pub(super) async fn confirm(&self, link: &mut Link) -> Result<(), StoreError> {
-        let Topology::Sentinel { nodes, service } = &self.url.topology else { return Ok(()) };
-        if !self.must_confirm(link) {
+        let Some(sentinels) = self.sentinels.as_ref().filter(|_| self.must_confirm(link)) else {
             return Ok(());
+        };
+        let verdict = sentinels.primary(self, SENTINEL_INTERVAL / 2).await?;
+        if !verdict.is_for(link.node.as_ref()) {
+            return Err(StoreError::Unreachable("there is a new primary".into()));
         }
-        let now = SystemClock.now().monotonic;
-        let mut trouble = no_nodes();
-        for number in self.in_order(nodes) {
-            match self.ask_sentinel(number, nodes, service).await {
-                Ok(node) if Some(&node) == link.node.as_ref() => {
-                    link.asked = now;
-                    return Ok(());
-                }
-                Ok(_) => return Err(StoreError::Unreachable("there is a new primary".into())),
-                Err(error) => trouble = error,
-            }
-        }
-        Err(trouble)
+        link.asked = verdict.asked;
+        Ok(())
+    }
+
+    /// Until when what `link` answered at `asked` was certainly an answer of the primary.
+    pub(super) fn vouched(&self, link: &Link, asked: Instant) -> Instant {
+        if self.sentinels.is_some() { asked.min(link.asked) } else { asked }
     }
 
     /// What was found was not the server to ask: asks another one first the next time.
@@ -117,18 +124,14 @@ impl Connector {
 
     async fn through_sentinels(
         &self,
-        nodes: &[Node],
-        service: &str,
+        sentinels: &Sentinels,
         patience: Duration,
     ) -> Result<Link, StoreError> {
+        let verdict = sentinels.primary(self, Duration::ZERO).await?;
         let mut trouble = no_nodes();
-        for number in self.in_order(nodes) {
-            let found = match self.ask_sentinel(number, nodes, service).await {
-                Ok(node) => self.primary(self.address(&node), Some(node), patience).await,
-                Err(error) => Err(error),
-            };
-            match found {
-                Ok(link) => return Ok(link),
+        for node in verdict.primaries {
+            match self.primary(self.address(&node), Some(node), patience).await {
+                Ok(link) => return Ok(Link { asked: verdict.asked, ..link }),
                 Err(error) => trouble = error,
             }
         }
@@ -140,35 +143,6 @@ impl Connector {
     fn in_order(&self, nodes: &[Node]) -> impl Iterator<Item = usize> + use<> {
         let (count, first) = (nodes.len(), self.answered.load(Ordering::Relaxed));
         (0..count).map(move |i| first.wrapping_add(i) % count)
-    }
-
-    async fn ask_sentinel(
-        &self,
-        number: usize,
-        nodes: &[Node],
-        service: &str,
-    ) -> Result<Node, StoreError> {
-        let sentinel = &nodes[number];
-        let query = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(service).to_owned();
-        let ask = async |login: RedisConnectionInfo| -> Result<Option<Node>, RedisError> {
-            let mut conn = self.dial(self.address(sentinel), login, CONNECT_TIMEOUT).await?;
-            query.query_async(&mut conn).await
-        };
-        let Login { username, password } = &self.url.sentinel;
-        let mut answer = ask(login(username.as_deref(), password.as_ref())).await;
-        // Sentinels usually take no password, and refuse one that they do not want.
-        if password.is_none() && answer.as_ref().is_err_and(|e| e.code() == Some("NOAUTH")) {
-            answer = ask(self.login(0)).await;
-        }
-        let of_sentinel = |error: RedisError| match store_error(&error) {
-            StoreError::Denied(why) => StoreError::Denied(format!("{why}, says a Sentinel")),
-            error => error,
-        };
-        let primary = answer.map_err(of_sentinel)?.ok_or_else(|| {
-            StoreError::Unreachable("its Sentinel does not know the primary".into())
-        })?;
-        self.answered.store(number, Ordering::Relaxed);
-        Ok(primary)
     }
 
     async fn slot_owner(&self, seeds: &[Node], patience: Duration) -> Result<Link, StoreError> {
@@ -237,7 +211,7 @@ impl Connector {
         Ok(Link { conn, node, asked })
     }
 
-    async fn dial(
+    pub(super) async fn dial(
         &self,
         address: ConnectionAddr,
         login: RedisConnectionInfo,
@@ -259,7 +233,7 @@ impl Connector {
         client.get_multiplexed_async_connection_with_config(&config).await
     }
 
-    fn address(&self, (host, port): &Node) -> ConnectionAddr {
+    pub(super) fn address(&self, (host, port): &Node) -> ConnectionAddr {
         let (host, port) = (host.clone(), *port);
         match self.url.tls {
             true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
@@ -267,12 +241,17 @@ impl Connector {
         }
     }
 
-    fn login(&self, database: i64) -> RedisConnectionInfo {
+    /// How Sentinels know us.
+    pub(super) fn sentinel_login(&self) -> &Login {
+        &self.url.sentinel
+    }
+
+    pub(super) fn login(&self, database: i64) -> RedisConnectionInfo {
         login(self.url.username.as_deref(), self.url.password.as_ref()).set_db(database)
     }
 }
 
-fn login(username: Option<&str>, password: Option<&Secret>) -> RedisConnectionInfo {
+pub(super) fn login(username: Option<&str>, password: Option<&Secret>) -> RedisConnectionInfo {
     let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
     if let Some(username) = username {
         login = login.set_username(username);

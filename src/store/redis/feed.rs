@@ -265,11 +265,13 @@ impl Feed for RedisFeed {
                 continue;
             }
             if chain.position != *position {
+                let as_of = self.connector.vouched(&self.link, as_of);
                 return self.changes(chain, as_of).await;
             }
             as_of = self.clock.now().monotonic;
             let tail = self.tail().await?;
             if tail == *position {
+                let as_of = self.connector.vouched(&self.link, as_of);
                 return Ok(Step::Current { as_of });
             }
             // A record may have come since XREAD returned: then the next one returns it.
