@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, HeaderValue};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -18,12 +19,16 @@ use crate::entry::{Name, Realm, Seed, is_unprintable};
 use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
+mod elements;
+
+use elements::{Elements, NoList};
+
 /// Longest time to connect, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest silence of the server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest answer: a list of about a million entries.
-const MAX_ANSWER: usize = 256 << 20;
+/// Largest answer but a list, which is read entry by entry.
+const MAX_ANSWER: usize = 1 << 20;
 /// Most of a server's words that are repeated.
 const MAX_DETAIL_CHARS: usize = 500;
 /// What servers on Unix sockets are called in requests.
@@ -192,6 +197,25 @@ impl Client {
 
     /// The entries that `filter` takes, in order of creation.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<ShownEntry>, ClientError> {
+        let mut entries = Vec::new();
+        let take = |entry| {
+            entries.push(entry);
+            Ok::<_, ClientError>(())
+        };
+        self.each(filter, take).await?;
+        Ok(entries)
+    }
+
+    /// Hands the entries that `filter` takes to `take`, in order of creation, while they arrive: in bounded
+    /// memory, however many there are.
+    ///
+    /// # Errors
+    /// Also after some were handed over; and what `take` says.
+    pub async fn each<E: From<ClientError>>(
+        &self,
+        filter: &Filter,
+        mut take: impl FnMut(ShownEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("full", "1");
         if let Some(name) = &filter.name {
@@ -201,14 +225,17 @@ impl Client {
             query.append_pair("realm", realm.as_str());
         }
         let path = format!("ungleichotp/?{}", query.finish());
-        let mut entries: Vec<ShownEntry> =
-            decode(&self.call(Method::GET, &path, Map::new()).await?)?;
-        // ungleich-otp knows no filters.
-        entries.retain(|entry| {
-            filter.name.as_ref().is_none_or(|name| name.as_str() == entry.name)
-                && filter.realm.as_ref().is_none_or(|realm| realm.as_str() == entry.realm)
-        });
-        Ok(entries)
+        let mut answer = self.send(Method::GET, &path, Map::new()).await?;
+        let mut list = Elements::new();
+        while let Some(part) = chunk(&mut answer).await? {
+            list.push(&part, |element| {
+                let entry = decode(element).map_err(Unlisted::Entry)?;
+                // ungleich-otp knows no filters.
+                if filter.takes(&entry) { take(entry).map_err(Unlisted::Taker) } else { Ok(()) }
+            })
+            .map_err(Unlisted::into_error)?;
+        }
+        if list.is_complete() { Ok(()) } else { Err(no_list().into()) }
     }
 
     /// The entry with that number.
@@ -254,13 +281,23 @@ impl Client {
         Err(ClientError::BadAnswer("the status is not `OK`".into()))
     }
 
-    /// Sends the triple and `fields` as JSON. Anything but 2xx is refused.
+    /// As [`Self::send`]; the whole answer.
     async fn call(
         &self,
         method: Method,
         path: &str,
-        mut fields: Map<String, Value>,
+        fields: Map<String, Value>,
     ) -> Result<Vec<u8>, ClientError> {
+        body_of(&mut self.send(method, path, fields).await?).await
+    }
+
+    /// Sends the triple and `fields` as JSON. Anything but 2xx is refused.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        mut fields: Map<String, Value>,
+    ) -> Result<Response, ClientError> {
         let who = &self.credentials;
         fields.insert("auth_name".into(), json!(who.name.as_str()));
         fields.insert("auth_realm".into(), json!(who.realm.as_str()));
@@ -273,20 +310,60 @@ impl Client {
             .json(&fields);
         let mut response = request.send().await.map_err(|e| ClientError::Unreachable(chain(&e)))?;
         let status = response.status();
-        let mut body = Vec::new();
-        while let Some(part) =
-            response.chunk().await.map_err(|e| ClientError::Unreachable(chain(&e)))?
-        {
-            if body.len() + part.len() > MAX_ANSWER {
-                return Err(ClientError::BadAnswer("it is too large".into()));
-            }
-            body.extend_from_slice(&part);
-        }
         if status.is_success() {
-            return Ok(body);
+            return Ok(response);
         }
-        Err(ClientError::Refused { status, detail: detail_of(&body) })
+        Err(ClientError::Refused { status, detail: detail_of(&body_of(&mut response).await?) })
     }
+}
+
+impl Filter {
+    fn takes(&self, entry: &ShownEntry) -> bool {
+        self.name.as_ref().is_none_or(|name| name.as_str() == entry.name)
+            && self.realm.as_ref().is_none_or(|realm| realm.as_str() == entry.realm)
+    }
+}
+
+/// Why a list ended early.
+enum Unlisted<E> {
+    NoList,
+    Entry(ClientError),
+    Taker(E),
+}
+
+impl<E> From<NoList> for Unlisted<E> {
+    fn from(_: NoList) -> Self {
+        Self::NoList
+    }
+}
+
+impl<E: From<ClientError>> Unlisted<E> {
+    fn into_error(self) -> E {
+        match self {
+            Self::NoList => no_list().into(),
+            Self::Entry(error) => error.into(),
+            Self::Taker(error) => error,
+        }
+    }
+}
+
+fn no_list() -> ClientError {
+    ClientError::BadAnswer("it is not a whole list of entries".into())
+}
+
+async fn chunk(answer: &mut Response) -> Result<Option<Bytes>, ClientError> {
+    answer.chunk().await.map_err(|e| ClientError::Unreachable(chain(&e)))
+}
+
+async fn body_of(answer: &mut Response) -> Result<Vec<u8>, ClientError> {
+    let mut body = Vec::new();
+    while let Some(part) = chunk(answer).await? {
+        if body.len() + part.len() > MAX_ANSWER {
+            return Err(ClientError::BadAnswer("it is too large".into()));
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(body)
 }
 
 impl std::fmt::Debug for Client {

@@ -2,7 +2,7 @@
 //!
 //! Takes the flags and environment variables of ungleichotpclient, so that its users' scripts go on.
 
-use std::io::IsTerminal as _;
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ mod show;
 
 pub use args::ClientArgs;
 use args::{ClientCommand, ServerArgs, Which};
-use show::{one, table, to_json};
+use show::{Lines, one, to_json};
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,8 @@ impl CommandError {
 /// Runs the command and prints its result.
 ///
 /// # Errors
-/// Nothing was printed then; the caller prints the error and ends with its exit code.
+/// Nothing was printed then, but for the beginning of a list that broke off; the caller prints the error
+/// and ends with its exit code.
 pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -71,8 +72,8 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
         ClientCommand::List { name, realm, seeds } => {
             let name = name.map(|name| parse_name(&name)).transpose()?;
             let realm = realm.map(|realm| parse_realm(&realm)).transpose()?;
-            let entries = client.list(&Filter { name, realm }).await?;
-            if json { to_json(&entries) } else { table(&entries, seeds) }
+            list(&client, &Filter { name, realm }, if json { None } else { Some(seeds) }).await?;
+            return Ok(ExitCode::SUCCESS);
         }
         ClientCommand::Show { which } => {
             let id = find(&client, which).await?;
@@ -115,6 +116,18 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
     };
     super::print(text.trim_end_matches('\n')).map_err(|e| CommandError::Output(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints entries while they arrive: as a table, with seeds or without, or as JSON.
+async fn list(client: &Client, filter: &Filter, table: Option<bool>) -> Result<(), CommandError> {
+    let failed = |e| CommandError::Output(format!("cannot write the result: {e}"));
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut lines = match table {
+        Some(seeds) => Lines::table(seeds),
+        None => Lines::json(),
+    };
+    client.each(filter, |entry| lines.add(entry, &mut out).map_err(failed)).await?;
+    lines.end(&mut out).and_then(|()| out.flush()).map_err(failed)
 }
 
 /// Arguments cannot be hidden from other users once the program runs.

@@ -16,6 +16,7 @@ mod api_wire;
 mod attack;
 mod audit;
 mod cli;
+mod client_list;
 mod conformance;
 mod demo;
 mod directory_follow;
