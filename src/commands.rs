@@ -11,11 +11,14 @@ use crate::entry::Entry;
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod export;
 pub mod import;
+mod progress;
 pub mod rekey;
 pub mod serve;
 pub mod store;
 pub mod token;
+pub mod verify;
 
 /// Writes a command's result and the end of its line.
 ///

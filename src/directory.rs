@@ -450,6 +450,11 @@ impl Directory {
         self.report(Status { loaded: true, trouble: None });
     }
 
+    /// What is held is not known to be current any more.
+    fn doubt(&self) {
+        self.synced_at.store(0, Ordering::Release);
+    }
+
     fn report(&self, status: Status) {
         if **self.status.load() != status {
             self.status.store(Arc::new(status));

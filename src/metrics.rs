@@ -265,6 +265,7 @@ impl Metrics {
             StoreError::Unreachable(_) => "unreachable",
             StoreError::Denied(_) => "denied",
             StoreError::NotInitialised => "not_initialised",
+            StoreError::Importing => "importing",
             StoreError::ReadOnly(_) => "read_only",
             StoreError::Corrupt(_) => "corrupt",
             StoreError::Sealed { .. } => "sealed",

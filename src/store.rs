@@ -20,6 +20,8 @@ use crate::metrics::Metrics;
 use crate::seal::{SealError, Sealer};
 
 pub mod digest;
+pub mod export;
+pub mod import;
 pub mod ledger;
 mod log;
 pub mod open;
@@ -30,10 +32,12 @@ pub mod rekey;
 mod scope;
 pub mod sqlite;
 pub mod url;
+pub mod verify;
 
 pub use ledger::{Failure, LEDGER_PATIENCE, Ledger, MAX_LEDGER_BATCH, Quota, Spending};
 pub use log::{MAX_BATCH, key_of};
 pub use scope::Scope;
+pub use verify::{Inspection, Problems};
 
 /// Number of a write; the first one is 1. An entry's revision is the version that last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +146,11 @@ pub enum StoreError {
         "the store is not initialised, or was emptied: run `otpgate store init` for a new one, restore a backup of an old one"
     )]
     NotInitialised,
+    /// The store is being filled: what it holds so far is not all, and must not be taken for it.
+    #[error(
+        "an import is under way, or was broken off: run `otpgate store import` of the same file again"
+    )]
+    Importing,
     /// The store is there but does not take writes: full disk, read-only, out of memory.
     #[error("the store takes no writes: {0}")]
     ReadOnly(String),
@@ -250,6 +259,27 @@ pub trait Backend: Ledger + 'static {
     /// that the batch does not delete; [`StoreError::Refused`] if the batch is too long or contradicts
     /// itself.
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError>;
+
+    /// How many rows there are.
+    async fn count(&self) -> Result<u64, StoreError>;
+
+    /// The number that would be given next.
+    async fn next_id(&self) -> Result<EntryId, StoreError>;
+
+    /// Gives no number below `next` from now on.
+    async fn raise_next_id(&self, next: EntryId) -> Result<(), StoreError>;
+
+    /// Closes a new or empty store to everybody: until [`Self::end_import`] it answers
+    /// [`StoreError::Importing`]. What is returned works on it meanwhile, also for who begins again with
+    /// the same `tag`, a word that says what is imported. `None`, and nothing done, if it has entries.
+    async fn begin_import(&self, tag: &str) -> Result<Option<Arc<dyn Backend>>, StoreError>;
+
+    /// Opens the store to everybody, in one step. For what [`Self::begin_import`] returned.
+    async fn end_import(&self) -> Result<(), StoreError>;
+
+    /// Looks at all that is stored, and hands every row to `take`, those with a damaged or missing value
+    /// included.
+    async fn inspect(&self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Inspection, StoreError>;
 
     /// What an operator should know about how the store is set up, as sentences for the log.
     async fn warnings(&self) -> Vec<String> {
@@ -408,6 +438,14 @@ impl Store {
     /// [`StoreError::Conflict`] if `old` is no longer what is stored; else as the backend.
     pub async fn delete(&self, old: &Stored) -> Result<Version, StoreError> {
         self.timed("commit", self.backend.commit(&[Self::removal(old)])).await
+    }
+
+    /// How many entries there are.
+    ///
+    /// # Errors
+    /// As the backend.
+    pub async fn count(&self) -> Result<u64, StoreError> {
+        self.timed("count", self.backend.count()).await
     }
 
     /// A follower's connection; its rows are opened with [`Store::unseal`].

@@ -1,34 +1,54 @@
-//! `otpgate store import`: entries of ungleich-otp, from Django's `dumpdata` JSON.
+//! `otpgate store import`: entries of an export, or of ungleich-otp.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
+use data_encoding::HEXLOWER;
+use ring::digest::{SHA256, digest};
 use serde_json::json;
-use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use super::progress::Progress;
 use crate::cli::{Failure, Settings};
 use crate::client::printable;
-use crate::clock::{Clock as _, SystemClock, UnixTime};
-use crate::entry::{Entry, EntryId, Name, Principal, PrincipalRef, Realm, Seed};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::Config;
+use crate::entry::{Entry, EntryId};
 use crate::logging::init_file_trail;
 use crate::store::Store;
+use crate::store::export::{Checked, ExportFile};
+use crate::store::import::{Candidates, Compared, Source};
+use crate::store::open::opener;
 
-/// Entries written at once.
-const BATCH: usize = 200;
-/// The model that holds entries, without its app's name: apps may be renamed.
-const MODEL: &str = "otpseed";
+mod dump;
+
+use dump::Dump;
+
+/// How every SQLite file begins.
+const SQLITE: &[u8] = b"SQLite format 3\0";
+/// The most records that a report names.
+const MAX_NAMED: usize = 1_000;
 
 /// Arguments of `otpgate store import`.
+///
+/// A new or empty store opens to gates when all entries are in it; until then they answer 503. Run it
+/// again if it was broken off: it goes on.
 #[derive(Clone, Debug, Args)]
 pub struct ImportArgs {
     #[command(flatten)]
     settings: Settings,
-    /// File that `manage.py dumpdata` wrote
+    /// File that `otpgate store export` or `manage.py dumpdata` wrote
     file: PathBuf,
+    /// File with a sealing key that an export's entries need beside the keys of this store; can be given
+    /// several times
+    #[arg(long, value_name = "FILE")]
+    export_key_file: Vec<PathBuf>,
+    /// Leave out entries of an export that cannot be opened, instead of importing nothing
+    ///
+    /// Who they belong to is unknown to the new store: refused, where the old one answered 503.
+    #[arg(long)]
+    skip_unopened: bool,
     /// Write nothing, only tell what would be taken
     #[arg(long)]
     dry_run: bool,
@@ -37,166 +57,180 @@ pub struct ImportArgs {
     json: bool,
 }
 
-/// One object of a dump. Its fields are read only if it is an entry: other models have others.
-#[derive(Deserialize)]
-struct DumpObject<'a> {
-    model: String,
-    #[serde(default)]
-    pk: serde_json::Value,
-    #[serde(borrow)]
-    fields: Option<&'a RawValue>,
+/// What is to be imported.
+struct Cargo {
+    source: Box<dyn Source>,
+    candidates: Candidates,
+    /// Whether the store has an entry already.
+    same: fn(&Entry, &Entry) -> bool,
+    /// Says which file it is.
+    tag: String,
+    /// Numbers below this were given already.
+    next_id: Option<EntryId>,
+    /// What cannot be imported, whatever the store holds.
+    refused: Refused,
 }
 
-#[derive(Default, Deserialize)]
-struct DumpFields {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    realm: String,
-    #[serde(default)]
-    seed: Zeroizing<String>,
-}
-
-/// What became of a dump's records.
+/// Records that are not imported.
 #[derive(Default)]
+struct Refused {
+    count: u64,
+    /// The first of them, and why.
+    named: Vec<(String, String)>,
+}
+
+/// What became of a file's records.
 struct Report {
-    imported: usize,
+    imported: u64,
     /// Already in the store, the same.
-    present: usize,
-    /// Record and reason.
-    refused: Vec<(String, String)>,
+    present: u64,
+    refused: Refused,
 }
 
 /// Reads the file, takes over every usable entry and tells what could not be taken. Can be run again:
 /// what is there already, and the same, is left alone.
 ///
 /// # Errors
-/// If the file is no dump or the store fails.
+/// If the file is none of ours or the store fails.
 pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
     let config = args.settings.load()?;
-    let text = std::fs::read(&args.file)
-        .map(Zeroizing::new)
-        .map_err(|e| format!("cannot read `{}`: {e}", args.file.display()))?;
-    // serde's message may quote a seed: say only where it stopped.
-    let objects: Vec<DumpObject<'_>> = serde_json::from_slice(&text).map_err(|e| {
-        let (line, column) = (e.line(), e.column());
-        format!("`{}` is not a `dumpdata` file: line {line}, column {column}", args.file.display())
-    })?;
-    let mut report = Report::default();
-    let entries = usable(objects, SystemClock.now().unix, &mut report);
+    let cargo = read(&args, &config).map_err(|e| format!("`{}`: {e}", args.file.display()))?;
     let _logging = init_file_trail(&config.log)?;
     let store = Store::open(&config.store)?;
-    if !args.dry_run {
-        store.init().await?;
-    }
-    let new = absent(&store, entries, &mut report).await?;
-    if !args.dry_run {
-        for batch in new.chunks(BATCH) {
-            store.insert(batch).await?;
-            super::note_write("store_import", None, Some(batch.len()));
-        }
-    }
-    report.imported = new.len();
+    let report =
+        if args.dry_run { look(&store, cargo).await? } else { import(&store, cargo).await? };
     super::print(&text_of(&report, &args))?;
-    Ok(if report.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.refused.count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The entries that make sense by themselves.
-fn usable(objects: Vec<DumpObject<'_>>, now: UnixTime, report: &mut Report) -> Vec<Entry> {
-    let mut principals = HashSet::new();
-    let mut ids = HashSet::new();
-    let mut entries = Vec::new();
-    for (i, object) in objects.into_iter().enumerate() {
-        let model = object.model.rsplit('.').next().unwrap_or_default();
-        if !model.eq_ignore_ascii_case(MODEL) {
-            continue;
-        }
-        let fields = object.fields.map_or("{}", RawValue::get);
-        // serde's message may quote the seed.
-        let Ok(fields) = serde_json::from_str::<DumpFields>(fields) else {
-            let reason = "its name, realm and seed are not all texts".to_owned();
-            report.refused.push((format!("record {}", i + 1), reason));
-            continue;
-        };
-        let label = format!("record {} ({}@{})", i + 1, fields.name, fields.realm);
-        let entry = match parse(&object.pk, &fields, now) {
-            Ok(entry) => entry,
-            Err(reason) => {
-                report.refused.push((label, reason));
-                continue;
-            }
-        };
-        let twice = !principals.insert(entry.principal.clone()) | !ids.insert(entry.id);
-        if twice {
-            report.refused.push((label, "stands twice in the file".to_owned()));
-        } else {
-            entries.push(entry);
-        }
+/// Reads and checks all of the file.
+fn read(args: &ImportArgs, config: &Config) -> Result<Cargo, Failure> {
+    let sealer = opener(&config.store, &args.export_key_file)?;
+    if let Some(file) = ExportFile::open(&args.file, sealer)? {
+        return read_export(file, args);
     }
-    entries
-}
-
-fn parse(pk: &serde_json::Value, fields: &DumpFields, now: UnixTime) -> Result<Entry, String> {
-    let id = pk.as_u64().filter(|id| (1..EntryId::MAX.0).contains(id));
-    let id = id.ok_or("its pk is no positive number")?;
-    let name = Name::parse(&fields.name).map_err(|e| format!("its name {e}"))?;
-    let realm = Realm::parse(&fields.realm).map_err(|e| format!("its realm {e}"))?;
-    let seed = Seed::parse(&fields.seed).map_err(|e| format!("its seed {e}"))?;
-    Ok(Entry::new(EntryId(id), Principal { realm, name }, seed, now))
-}
-
-/// The entries that the store does not hold; those that clash with it are refused.
-async fn absent(
-    store: &Store,
-    entries: Vec<Entry>,
-    report: &mut Report,
-) -> Result<Vec<Entry>, Failure> {
-    let mut new = Vec::new();
-    for entry in entries {
-        let label = format!("id {} ({})", entry.id, entry.principal);
-        let same_principal = match store.get(PrincipalRef::from(&entry.principal)).await {
-            // A dry run looks at a store that need not exist yet.
-            Err(crate::store::StoreError::NotInitialised) => None,
-            other => other?,
-        };
-        match same_principal {
-            Some(old) if old.entry.as_ref().is_ok_and(|old| is_same(old, &entry)) => {
-                report.present += 1;
-            }
-            Some(_) => {
-                report.refused.push((label, "the store has another entry of that name".into()))
-            }
-            None => match store.get_by_id(entry.id).await {
-                Ok(Some(_)) => {
-                    report.refused.push((label, "the store uses that id otherwise".into()))
-                }
-                Ok(None) | Err(crate::store::StoreError::NotInitialised) => new.push(entry),
-                Err(error) => return Err(error.into()),
-            },
-        }
+    let text = std::fs::read(&args.file).map(Zeroizing::new)?;
+    if text.starts_with(SQLITE) {
+        let refusal =
+            "it is an SQLite file: give an export of it, or what `manage.py dumpdata` writes";
+        return Err(refusal.into());
     }
-    Ok(new)
+    let dump = Dump::read(&text, SystemClock.now().unix)
+        .map_err(|e| format!("it is neither an export nor a `dumpdata` file: {e}"))?;
+    let named = dump.refused.clone();
+    Ok(Cargo {
+        candidates: dump.candidates(),
+        same: |old, new| (old.id, &old.seed) == (new.id, &new.seed),
+        tag: HEXLOWER.encode(digest(&SHA256, &text).as_ref()),
+        next_id: None,
+        refused: Refused { count: named.len() as u64, named },
+        source: Box::new(dump),
+    })
 }
 
-fn is_same(old: &Entry, new: &Entry) -> bool {
-    (old.id, &old.seed) == (new.id, &new.seed)
+fn read_export(mut file: ExportFile, args: &ImportArgs) -> Result<Cargo, Failure> {
+    let progress = Progress::of_bytes("checking", length(&args.file));
+    let checked = file.check(|read| progress.show(read))?;
+    drop(progress);
+    let Checked { sealed, next_id, sha256, candidates, unopened, named, .. } = checked;
+    if !sealed && !args.json {
+        eprintln!("otpgate: the export holds readable seeds: nothing shows who made it");
+    }
+    let named =
+        named.into_iter().map(|one| (format!("id {} ({})", one.id, one.principal), one.why));
+    let refused = Refused { count: unopened, named: named.collect() };
+    if refused.count > 0 && !args.skip_unopened {
+        let list = refused.text();
+        return Err(format!(
+            "{unopened} entries cannot be opened, nothing is imported (`--skip-unopened` leaves them \
+             out){list}"
+        )
+        .into());
+    }
+    let same = |old: &Entry, new: &Entry| old == new;
+    let (tag, next_id) = (sha256, Some(next_id));
+    Ok(Cargo { source: Box::new(file), candidates, same, tag, next_id, refused })
+}
+
+/// Zero if it cannot be told: reading will say why.
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+
+/// What an import would do.
+async fn look(store: &Store, mut cargo: Cargo) -> Result<Report, Failure> {
+    let compared = compare(store, &mut cargo).await?;
+    Ok(Report::new(compared, cargo.refused))
+}
+
+async fn import(store: &Store, mut cargo: Cargo) -> Result<Report, Failure> {
+    let importer = store.begin_import(&cargo.tag).await?;
+    let filled = fill(importer.as_ref().unwrap_or(store), &mut cargo).await;
+    let compared = filled.map_err(|e| format!("{e}; run it again to go on"))?;
+    if let Some(importer) = &importer {
+        importer.end_import().await?;
+    }
+    Ok(Report::new(compared, cargo.refused))
+}
+
+async fn fill(target: &Store, cargo: &mut Cargo) -> Result<Compared, Failure> {
+    let compared = compare(target, cargo).await?;
+    let mut progress = Progress::new("importing", Some(compared.new));
+    let mut done = 0;
+    let insert = target.take_over(&cargo.candidates, &mut *cargo.source, |batch| {
+        super::note_write("store_import", None, Some(batch));
+        done += batch as u64;
+        progress.reach(done);
+    });
+    insert.await?;
+    if let Some(next_id) = cargo.next_id {
+        target.raise_next_id(next_id).await?;
+    }
+    Ok(compared)
+}
+
+async fn compare(store: &Store, cargo: &mut Cargo) -> Result<Compared, Failure> {
+    let progress = Progress::of_store("comparing", store).await;
+    let Cargo { candidates, source, same, .. } = cargo;
+    Ok(store.compare(candidates, &mut **source, *same, |seen| progress.show(seen)).await?)
+}
+
+impl Report {
+    fn new(compared: Compared, mut refused: Refused) -> Self {
+        let Compared { new, present, clashes, named } = compared;
+        refused.count += clashes;
+        let room = MAX_NAMED.saturating_sub(refused.named.len());
+        let named = named.into_iter().map(|(record, why)| (record, why.to_owned()));
+        refused.named.extend(named.take(room));
+        Self { imported: new, present, refused }
+    }
+}
+
+impl Refused {
+    /// A line each.
+    fn text(&self) -> String {
+        // Names that were refused for their control characters are among them.
+        let line = |(record, why): &(String, String)| format!("\n  {}: {why}", printable(record));
+        let mut text: String = self.named.iter().map(line).collect();
+        let more = self.count - self.named.len() as u64;
+        if more > 0 {
+            text.push_str(&format!("\n  and {more} more"));
+        }
+        text
+    }
 }
 
 fn text_of(report: &Report, args: &ImportArgs) -> String {
     let Report { imported, present, refused } = report;
     if args.json {
         let refused: Vec<_> = refused
+            .named
             .iter()
             .map(|(record, reason)| json!({ "record": record, "reason": reason }))
             .collect();
         return json!({ "imported": imported, "present": present, "refused": refused }).to_string();
     }
     let verb = if args.dry_run { "would be imported" } else { "imported" };
-    let count = refused.len();
-    let mut text = format!("{imported} {verb}, {present} there already, {count} refused");
-    for (record, reason) in refused {
-        // Names that were refused for their control characters are among them.
-        text.push_str(&format!("\n  {}: {reason}", printable(record)));
-    }
-    text
+    let (count, list) = (refused.count, refused.text());
+    format!("{imported} {verb}, {present} there already, {count} refused{list}")
 }

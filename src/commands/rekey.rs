@@ -6,15 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
+use super::progress::Progress;
 use crate::audit::Event;
 use crate::cli::{Failure, Settings};
 use crate::config::Sealing;
 use crate::logging;
 use crate::store::Store;
 use crate::store::rekey::Rekeyed;
-
-/// Entries between two lines about the progress.
-const PROGRESS: u64 = 1_000;
 
 /// Arguments of `otpgate store rekey`.
 #[derive(Clone, Debug, Args)]
@@ -43,17 +41,12 @@ pub async fn run(args: RekeyArgs) -> Result<ExitCode, Failure> {
     };
     let _logging = logging::init(&config.log)?;
     let store = Store::open(&config.store)?;
-    let mut told = 0;
-    let progress = |seen: u64| {
-        if seen / PROGRESS > told / PROGRESS {
-            told = seen;
-            eprintln!("{seen} entries done");
-        }
-    };
+    let mut progress = Progress::of_store("sealing", &store).await;
     let report = store
-        .rekey(args.seal_plain, progress)
+        .rekey(args.seal_plain, |seen| progress.reach(seen))
         .await
         .map_err(|e| format!("{e}; what was sealed anew stays so, run it again to go on"))?;
+    drop(progress);
     audit(&report);
     super::print(&if args.json { json_of(&report, old) } else { text_of(&report, old) })?;
     Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

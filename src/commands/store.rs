@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, import, note_write, print, rekey, token};
+use super::{block_on, export, import, note_write, print, rekey, token, verify};
 use crate::cli::{Failure, Settings, Usage};
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
@@ -32,8 +32,12 @@ enum StoreCommand {
     },
     /// Make the first admin entry, in a new store or one without it
     Bootstrap(BootstrapArgs),
-    /// Take entries over from ungleich-otp's `dumpdata` JSON; their ids are kept
+    /// Write all entries to a file, for a backup or a move, also while gates run
+    Export(export::ExportArgs),
+    /// Take entries over from an export, or from ungleich-otp's `dumpdata` JSON; their ids are kept
     Import(import::ImportArgs),
+    /// Tell whether what is stored agrees with itself, and with what gates hold
+    Verify(verify::VerifyArgs),
     /// Seal every entry anew with `store.key_file`, also while gates run; can be run again
     Rekey(rekey::RekeyArgs),
 }
@@ -64,7 +68,9 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
     match args.command {
         StoreCommand::Init { settings, json } => block_on(init(settings, json)),
         StoreCommand::Bootstrap(args) => block_on(bootstrap(args)),
+        StoreCommand::Export(args) => block_on(export::run(args)),
         StoreCommand::Import(args) => block_on(import::run(args)),
+        StoreCommand::Verify(args) => block_on(verify::run(args)),
         StoreCommand::Rekey(args) => block_on(rekey::run(args)),
     }
 }

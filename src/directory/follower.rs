@@ -214,6 +214,10 @@ impl Follower {
 
     /// Logs a trouble once, not at every retry.
     fn note_trouble(&self, error: &StoreError) {
+        // Not even for `max_stale` more is it true that a name is unknown: its entry may just be coming.
+        if *error == StoreError::Importing && self.directory.is_empty() {
+            self.directory.doubt();
+        }
         self.metrics.store_error(self.store.kind(), "follow", error);
         let status = self.directory.status();
         let text = error.to_string();

@@ -69,6 +69,11 @@ pub(super) fn check(batch: &[Mutation]) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Somebody else ended the import that this process works on.
+pub(super) fn ended() -> StoreError {
+    StoreError::Refused("another process ended this import".into())
+}
+
 /// Reserving found no number left.
 pub(super) fn no_numbers_left() -> StoreError {
     StoreError::Refused("no numbers are left for new entries".into())

@@ -110,14 +110,35 @@ fn backend(config: &StoreConfig) -> Result<Arc<dyn Backend>, OpenError> {
     }
 }
 
-fn sealer(config: &StoreConfig) -> Result<Sealer, OpenError> {
-    let (path, old) = match &config.sealing {
-        Sealing::Off => return Ok(Sealer::off()),
-        Sealing::KeyFile { path, old, .. } => (path, old),
+/// What opens entries that were sealed elsewhere: with the keys of `config`, as far as there are any, and
+/// those in the files of `more`.
+///
+/// # Errors
+/// Files that are missing or useless.
+pub fn opener(config: &StoreConfig, more: &[PathBuf]) -> Result<Sealer, OpenError> {
+    let own: Vec<&PathBuf> = match &config.sealing {
+        Sealing::Off => Vec::new(),
+        // It is made when the store is.
+        Sealing::KeyFile { path, old, make: true } if !path.exists() => old.iter().collect(),
+        Sealing::KeyFile { path, old, .. } => std::iter::once(path).chain(old).collect(),
     };
-    let files: Vec<&PathBuf> = std::iter::once(path).chain(old).collect();
+    let files: Vec<&PathBuf> = own.into_iter().chain(more).collect();
+    if files.is_empty() { Ok(Sealer::off()) } else { sealer_of(&files) }
+}
+
+fn sealer(config: &StoreConfig) -> Result<Sealer, OpenError> {
+    match &config.sealing {
+        Sealing::Off => Ok(Sealer::off()),
+        Sealing::KeyFile { path, old, .. } => {
+            sealer_of(&std::iter::once(path).chain(old).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// Seals with the key in the first file, opens with all.
+fn sealer_of(files: &[&PathBuf]) -> Result<Sealer, OpenError> {
     let mut keys = Vec::new();
-    for path in &files {
+    for path in files {
         let key = read(path).map(Zeroizing::new)?;
         // One by one, so that the error can say which file it is.
         let bad = |cause| OpenError::Key { path: path.to_path_buf(), cause };
@@ -126,7 +147,8 @@ fn sealer(config: &StoreConfig) -> Result<Sealer, OpenError> {
         keys.push(Zeroizing::new(text.to_owned()));
     }
     let texts: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
-    Sealer::new(texts[0], &texts[1..]).map_err(|cause| OpenError::Key { path: path.clone(), cause })
+    Sealer::new(texts[0], &texts[1..])
+        .map_err(|cause| OpenError::Key { path: files[0].clone(), cause })
 }
 
 /// The key of a new database, if it is to be made and is not there yet.

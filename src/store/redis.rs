@@ -9,7 +9,7 @@ use redis::{TlsCertificates, Value};
 use tracing::error;
 
 use super::url::RedisUrl;
-use super::{Backend, Feed, Mutation, Nonce, Position, Row, StoreError, Version, log};
+use super::{Backend, Feed, Inspection, Mutation, Nonce, Position, Row, StoreError, Version, log};
 use crate::clock::Clock;
 use crate::config::RedisConfig;
 use crate::entry::{EntryId, PrincipalRef};
@@ -17,6 +17,7 @@ use crate::entry::{EntryId, PrincipalRef};
 mod connect;
 mod error;
 mod feed;
+mod inspect;
 mod ledger;
 mod line;
 mod retry;
@@ -65,6 +66,10 @@ impl Redis {
     ) -> Self {
         let keys = Keys::new(prefix);
         let connector = Arc::new(Connector::new(url, certificates, keys.meta.clone()));
+        Self::with(connector, keys, config)
+    }
+
+    fn with(connector: Arc<Connector>, keys: Keys, config: RedisConfig) -> Self {
         let line = Line::new(connector.clone(), PATIENCE, OWN_CONNECTIONS);
         let ledger_line = Line::new(connector.clone(), ledger::PATIENCE, OWN_LEDGER_CONNECTIONS);
         let writer = Writer::new(keys.clone(), config.writes);
@@ -227,7 +232,7 @@ impl Backend for Redis {
             Ok(answer)
         };
         let (meta, (value,), score, _) = self.line.ask(ask).await?;
-        script::check_meta(meta.as_deref())?;
+        self.keys.check_meta(meta.as_deref())?;
         Ok(row_of(principal, score, value))
     }
 
@@ -256,7 +261,7 @@ impl Backend for Redis {
         type Answer = (Head, Log, Option<String>, (Option<Vec<u8>>,), Option<String>, Head, Log);
         let (head, log, meta, (value,), score, later_head, later_log): Answer =
             self.line.ask(|mut conn| async move { question.query_async(&mut conn).await }).await?;
-        script::check_meta(meta.as_deref())?;
+        self.keys.check_meta(meta.as_deref())?;
         if !(holds(position, head, log)? && holds(position, later_head, later_log)?) {
             return Err(StoreError::Unreachable(
                 "its history is not the one that is followed".into(),
@@ -318,6 +323,42 @@ impl Backend for Redis {
         }
     }
 
+    async fn count(&self) -> Result<u64, StoreError> {
+        let question = redis::pipe().get(&self.keys.meta).zcard(&self.keys.ids).to_owned();
+        let question = &question;
+        let (meta, count): (Option<String>, u64) =
+            self.line.ask(|mut conn| async move { question.query_async(&mut conn).await }).await?;
+        self.keys.check_meta(meta.as_deref())?;
+        Ok(count)
+    }
+
+    async fn next_id(&self) -> Result<EntryId, StoreError> {
+        self.ends().await.map(|ends| ends.next_id)
+    }
+
+    async fn raise_next_id(&self, next: EntryId) -> Result<(), StoreError> {
+        let work = Work::Raise(next.min(EntryId::MAX));
+        let reply = self.line.work(&self.writer, &work).await?;
+        script::understand(reply).map(drop)
+    }
+
+    async fn begin_import(&self, tag: &str) -> Result<Option<Arc<dyn Backend>>, StoreError> {
+        let keys = self.keys.importing(tag);
+        let reply = self.line.work(&self.writer, &Work::BeginImport { importing: &keys }).await?;
+        let closed = script::understand(reply)? == 1;
+        let importer = || Self::with(self.connector.clone(), keys, self.config.clone());
+        Ok(closed.then(|| Arc::new(importer()) as Arc<dyn Backend>))
+    }
+
+    async fn end_import(&self) -> Result<(), StoreError> {
+        let reply = self.line.work(&self.writer, &Work::EndImport).await?;
+        script::understand(reply).map(drop)
+    }
+
+    async fn inspect(&self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Inspection, StoreError> {
+        self.inspect_all(take).await
+    }
+
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
         let link = self.connector.connect(feed::PATIENCE).await?;
         let feed = feed::RedisFeed::new(link, self.connector.clone(), self.keys.clone(), clock);
@@ -357,23 +398,33 @@ fn row_of(
 
 /// What the list script found: numbers, and rows where there are principals.
 fn listed(reply: Vec<Value>) -> Result<Vec<(EntryId, Option<Row>)>, StoreError> {
+    let row = |(member, id, value): Found| {
+        let principal = log::principal_of(&member);
+        if principal.is_none() {
+            error!(id = id.0, "a stored entry has an impossible name or realm, it is passed over");
+        }
+        (id, principal.map(|principal| script::row(principal, Some(id), value.as_deref())))
+    };
+    Ok(raw_page(reply)?.into_iter().map(row).collect())
+}
+
+/// A member of `ids`, its number, and its value if there is one.
+type Found = (String, EntryId, Option<Vec<u8>>);
+
+/// What the list script found.
+fn raw_page(reply: Vec<Value>) -> Result<Vec<Found>, StoreError> {
     let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
     let Some((_, found)) = reply.split_first().filter(|(word, _)| text(word) == "ok") else {
         return Err(script::understand(reply.iter().map(text).collect())
             .err()
             .unwrap_or(StoreError::NotInitialised));
     };
-    let row = |found: &[Value]| {
-        let id = number(&text(&found[1]))?;
-        let principal = log::principal_of(&text(&found[0]));
-        if principal.is_none() {
-            error!(id = id.0, "a stored entry has an impossible name or realm, it is passed over");
-        }
-        let value: Option<Vec<u8>> = redis::from_redis_value_ref(&found[2]).ok().flatten();
-        Some((id, principal.map(|principal| script::row(principal, Some(id), value.as_deref()))))
-    };
     let odd = || StoreError::Corrupt("a number of an entry is none".into());
-    found.chunks_exact(3).map(|found| row(found).ok_or_else(odd)).collect()
+    let entry = |found: &[Value]| {
+        let value: Option<Vec<u8>> = redis::from_redis_value_ref(&found[2]).ok().flatten();
+        Ok((text(&found[0]), number(&text(&found[1])).ok_or_else(odd)?, value))
+    };
+    found.chunks_exact(3).map(entry).collect()
 }
 
 /// A score of `ids`.

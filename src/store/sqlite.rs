@@ -9,22 +9,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
-use super::{Backend, Feed, Mutation, Position, Row, StoreError, Version};
+use super::{Backend, Feed, Inspection, Mutation, Position, Row, StoreError, Version};
 use crate::clock::Clock;
 use crate::entry::{EntryId, PrincipalRef};
 
 mod feed;
 mod file;
+mod inspect;
 mod ledger;
 mod rows;
 
-use file::Db;
+use file::{Db, Phase};
 
 /// Entries in an SQLite file.
 pub struct Sqlite {
     path: PathBuf,
+    /// For everybody, or what an import works with.
+    phase: Phase,
     reads: Arc<Lane>,
     writes: Arc<Lane>,
     ledger: Arc<Lane>,
@@ -37,16 +40,36 @@ impl Sqlite {
     pub fn new(path: &Path) -> Self {
         // A later change of the working directory must not move the store.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self::in_phase(path, Phase::Open)
+    }
+
+    fn in_phase(path: PathBuf, phase: Phase) -> Self {
         let (reads, writes, ledger) = Default::default();
-        Self { path, reads, writes, ledger, wake: Arc::default() }
+        Self { path, phase, reads, writes, ledger, wake: Arc::default() }
     }
 
     async fn read<T: Send + 'static>(
         &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (path, phase) = (self.path.clone(), self.phase.clone());
+        let open = move || Db::open(&path, &phase);
+        let phase = self.phase.clone();
+        let work = move |conn: &mut Connection| {
+            let tx = conn.transaction().map_err(file::store_error)?;
+            phase.check(&tx)?;
+            work(&tx)
+        };
+        self.reads.clone().take_turn(move |slot| with_db(slot, open, work)).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let path = self.path.clone();
-        self.reads.clone().take_turn(move |slot| with_db(slot, || Db::open(&path), work)).await
+        let (path, phase) = (self.path.clone(), self.phase.clone());
+        let open = move || Db::open(&path, &phase);
+        self.writes.clone().take_turn(move |slot| with_db(slot, open, work)).await
     }
 }
 
@@ -84,17 +107,21 @@ impl Backend for Sqlite {
     }
 
     async fn reserve_id(&self) -> Result<EntryId, StoreError> {
-        let path = self.path.clone();
-        let work =
-            move |slot: &mut _| with_db(slot, || Db::open(&path), |conn| rows::reserve_id(conn));
-        self.writes.clone().take_turn(work).await
+        let phase = self.phase.clone();
+        self.write(move |conn| {
+            phase.check(conn)?;
+            rows::reserve_id(conn)
+        })
+        .await
     }
 
     async fn commit(&self, batch: &[Mutation]) -> Result<Version, StoreError> {
         super::log::check(batch)?;
-        let (path, batch, wake) = (self.path.clone(), batch.to_vec(), self.wake.clone());
+        let (path, phase) = (self.path.clone(), self.phase.clone());
+        let (batch, wake) = (batch.to_vec(), self.wake.clone());
         let work = move |slot: &mut Option<Db>| {
-            let version = with_db(slot, || Db::open(&path), |conn| rows::commit(conn, &batch))?;
+            let open = || Db::open(&path, &phase);
+            let version = with_db(slot, open, |conn| rows::commit(conn, &phase, &batch))?;
             check_written(slot)?;
             wake.ring();
             Ok(version)
@@ -103,9 +130,54 @@ impl Backend for Sqlite {
     }
 
     async fn feed(&self, clock: Arc<dyn Clock>) -> Result<Box<dyn Feed>, StoreError> {
-        let path = self.path.clone();
-        let db = blocking(move || Db::open(&path)).await?;
+        let (path, phase) = (self.path.clone(), self.phase.clone());
+        let db = blocking(move || Db::open(&path, &phase)).await?;
         Ok(Box::new(feed::SqliteFeed::new(db, self.wake.clone(), clock)))
+    }
+
+    async fn count(&self) -> Result<u64, StoreError> {
+        self.read(rows::count).await
+    }
+
+    async fn next_id(&self) -> Result<EntryId, StoreError> {
+        self.read(rows::next_id).await
+    }
+
+    async fn raise_next_id(&self, next: EntryId) -> Result<(), StoreError> {
+        let phase = self.phase.clone();
+        self.write(move |conn| {
+            phase.check(conn)?;
+            rows::raise_next_id(conn, next.min(EntryId::MAX))
+        })
+        .await
+    }
+
+    async fn begin_import(&self, tag: &str) -> Result<Option<Arc<dyn Backend>>, StoreError> {
+        let (path, tag) = (self.path.clone(), tag.to_owned());
+        let phase = Phase::Importing(tag.clone());
+        let closed =
+            self.writes.clone().take_turn(move |_| file::begin_import(&path, &tag)).await?;
+        let importer = || Self::in_phase(self.path.clone(), phase);
+        Ok(closed.then(|| Arc::new(importer()) as Arc<dyn Backend>))
+    }
+
+    async fn end_import(&self) -> Result<(), StoreError> {
+        let phase = self.phase.clone();
+        self.write(move |conn| file::end_import(conn, &phase)).await
+    }
+
+    async fn inspect(&self, take: &mut (dyn FnMut(Row) + Send)) -> Result<Inspection, StoreError> {
+        let (path, phase) = (self.path.clone(), self.phase.clone());
+        let (groups, mut arriving) = mpsc::channel(feed::QUEUED_GROUPS);
+        let inspecting = blocking(move || inspect::inspect(&mut Db::open(&path, &phase)?, &groups));
+        let taking = async {
+            while let Some(group) = arriving.recv().await {
+                for row in group {
+                    take(row);
+                }
+            }
+        };
+        tokio::join!(inspecting, taking).0
     }
 }
 

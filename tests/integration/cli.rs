@@ -318,7 +318,7 @@ fn import_of_something_else_is_refused() {
     let file = sandbox.write("x.json", "{\"seed\": \"hunter2\"}");
     let output = run(&["store", "import", "--store", &sandbox.store(), file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("is not a `dumpdata` file"));
+    assert!(stderr(&output).contains("is neither an export nor a `dumpdata` file"));
     assert!(!stderr(&output).contains("hunter2"));
 }
 

@@ -1,6 +1,7 @@
 //! Stores of every kind behind one interface, for tests that all kinds must pass unchanged.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use otpgate::entry::{Entry, EntryId, Principal, Seed};
 use otpgate::seal::Sealer;
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{Feed, Position, Row, Step, Store, StoreError, Stored, Version};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Each of `tests`, functions that take a [`Rig`], on every kind of store that is named: a module a
@@ -28,12 +30,15 @@ macro_rules! on_stores {
     };
 }
 
+use crate::harness::otpgate;
 use crate::redis_server::{LIMIT, Options, RedisCluster, RedisServer, command};
 
 /// One place where entries are kept.
 pub(crate) struct Rig {
     pub(crate) config: StoreConfig,
     pub(crate) place: Place,
+    /// As it was given, with a password if there is one.
+    url: String,
     dir: Dir,
 }
 
@@ -144,7 +149,7 @@ impl Rig {
             ca_file: None,
             client_tls: None,
         };
-        Self { config, place, dir }
+        Self { config, place, url: url.to_owned(), dir }
     }
 
     /// Another process's view of the place: nothing is shared in memory.
@@ -189,7 +194,8 @@ impl Rig {
 
     /// The place and these keys as settings of the program.
     pub(crate) fn settings(&self, sealing: &Sealing) -> String {
-        let StoreConfig { url, prefix, .. } = &self.config;
+        let StoreConfig { prefix, .. } = &self.config;
+        let url = &self.url;
         let sealing = match sealing {
             Sealing::Off => "sealing = 'off'".to_owned(),
             Sealing::KeyFile { path, old, .. } => {
@@ -197,6 +203,31 @@ impl Rig {
             }
         };
         format!("[store]\nurl = '{url}'\nprefix = '{prefix}'\n{sealing}\n")
+    }
+
+    /// `otpgate store` with these arguments, on this place and with these keys.
+    pub(crate) fn command_with(&self, sealing: &Sealing, args: &[&str]) -> Command {
+        let config = self.dir.path().join(format!("{:016x}.toml", rand::random::<u64>()));
+        std::fs::write(&config, self.settings(sealing)).expect("written");
+        let mut command = otpgate();
+        command.arg("store").args(args).arg("--config").arg(config);
+        command
+    }
+
+    /// The same with the place's own key.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        self.command_with(&self.config.sealing, args)
+    }
+
+    /// Runs such a command to its end.
+    pub(crate) fn run_command(&self, args: &[&str]) -> Output {
+        let mut command = self.command(args);
+        tokio::task::block_in_place(|| command.output().expect("the program runs"))
+    }
+
+    /// A file's path beside the store's.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// Loses all contents behind the store's back.
@@ -291,6 +322,16 @@ impl Rig {
         command(words).query(&mut server.admin()).unwrap_or_else(|e| panic!("{words:?}: {e}"))
     }
 
+    /// Sets a key of Redis to any bytes.
+    pub(crate) fn set(&self, key: &str, value: &[u8]) {
+        let server = match &self.place {
+            Place::Redis(server) => server,
+            Place::Cluster(cluster) => cluster.owner(key),
+            Place::Sqlite(_) => panic!("not a Redis store"),
+        };
+        redis::cmd("SET").arg(key).arg(value).exec(&mut server.admin()).expect("it is set");
+    }
+
     /// A key of the store in Redis.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("{{{}}}:{name}", self.config.prefix)
@@ -300,6 +341,20 @@ impl Rig {
     pub(crate) fn entry_key(&self, who: &Principal) -> String {
         self.key(&format!("e:{}/{}", who.realm, who.name))
     }
+}
+
+/// `otpgate store verify` of a store and of gates, given by their ops addresses: whether all of them hold the
+/// same, and the report.
+pub(crate) fn verify(rig: &Rig, gates: &[&str]) -> (bool, Value) {
+    let mut args = vec!["verify", "--json"];
+    for gate in gates {
+        args.extend(["--gate", gate]);
+    }
+    let output = rig.run_command(&args);
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(report["ok"].as_bool(), Some(output.status.success()), "{report}");
+    (output.status.success(), report)
 }
 
 fn key_file(dir: &Dir, name: &str) -> Sealing {

@@ -69,7 +69,7 @@ impl RedisFeed {
         type Answer = (Value, Option<String>, (Option<u64>, Option<String>), StreamRangeReply);
         let (hello, meta, head, log): Answer = self.ask(&question).await?;
         check_role(&hello)?;
-        script::check_meta(meta.as_deref())?;
+        self.keys.check_meta(meta.as_deref())?;
         let (Some(version), Some(nonce)) = head else {
             return Err(script::headless());
         };
@@ -110,7 +110,7 @@ impl RedisFeed {
         type Answer = (Vec<Option<Vec<u8>>>, Value, Option<String>);
         let (values, hello, meta): Answer = self.ask(&question).await?;
         check_role(&hello)?;
-        script::check_meta(meta.as_deref())?;
+        self.keys.check_meta(meta.as_deref())?;
         if values.len() != members.len() {
             return Err(StoreError::Corrupt("MGET answered with too few values".into()));
         }
@@ -149,7 +149,7 @@ impl RedisFeed {
         type Answer = (Vec<(String, String)>, Value, Option<String>);
         let (found, hello, meta): Answer = self.ask(&question).await?;
         check_role(&hello)?;
-        script::check_meta(meta.as_deref())?;
+        self.keys.check_meta(meta.as_deref())?;
         let numbered = |(member, score): (String, String)| Some((member, number(&score)?));
         let found: Option<Vec<_>> = found.into_iter().map(numbered).collect();
         let found = found.ok_or_else(|| StoreError::Corrupt("an entry's number is none".into()))?;

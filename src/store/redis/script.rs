@@ -2,7 +2,8 @@
 //!
 //! Everything that must change together shares one hash tag, so a Redis Cluster keeps it on one node:
 //!
-//! - `{prefix}:meta`: the format; without it there is no store
+//! - `{prefix}:meta`: the format; without it there is no store. While an import fills the store, the
+//!   word `importing` and the import's tag follow it, so that only that import works with it
 //! - `{prefix}:head`: hash of `v` and `n`, version and nonce of the last write, and `id`, the next
 //!   free number
 //! - `{prefix}:log`: stream of the records `<version>-0` with `n` nonce, `p` previous nonce, `k` keys
@@ -28,6 +29,8 @@ use crate::store::{
 
 /// What `meta` holds.
 pub(super) const FORMAT: &str = "otpgate 1";
+/// What follows it while an import fills the store, before the import's tag.
+const IMPORTING: &str = " importing ";
 
 /// Names of keys.
 #[derive(Clone, Debug)]
@@ -37,7 +40,7 @@ pub(super) struct Keys {
     pub(super) log: String,
     pub(super) ids: String,
     /// What `meta` must hold for anything to be done.
-    pub(super) format: &'static str,
+    pub(super) format: String,
     entry: String,
     uses: String,
     bucket: String,
@@ -53,13 +56,45 @@ impl Keys {
             head: key("head"),
             log: key("log"),
             ids: key("ids"),
-            format: FORMAT,
+            format: FORMAT.to_owned(),
             entry: key("e:"),
             uses: key("u:"),
             bucket: key("t:"),
             remembered: key("g:"),
             later: key("w"),
         }
+    }
+
+    /// The same keys, for the import with that tag.
+    pub(super) fn importing(&self, tag: &str) -> Self {
+        Self { format: format!("{FORMAT}{IMPORTING}{tag}"), ..self.clone() }
+    }
+
+    /// Judges the value of the `meta` key.
+    pub(super) fn check_meta(&self, meta: Option<&str>) -> Result<(), StoreError> {
+        if meta == Some(self.format.as_str()) {
+            return Ok(());
+        }
+        // An import finds the store open.
+        Err(check_meta(meta).err().unwrap_or_else(log::ended))
+    }
+
+    /// The member of `ids` that an entry's key belongs to.
+    pub(super) fn member<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(self.entry.as_str())
+    }
+
+    /// A pattern of `SCAN` for the keys of all entries.
+    pub(super) fn all_entries(&self) -> String {
+        let mut pattern = String::new();
+        for c in self.entry.chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        pattern.push('*');
+        pattern
     }
 
     /// The key of an entry, given what [`log::key_of`] made.
@@ -112,14 +147,14 @@ pub(super) struct Arguments {
 
 impl Arguments {
     fn new(keys: &Keys) -> Self {
-        let values = vec![keys.format.into()];
+        let values = vec![keys.format.clone().into()];
         Self { keys: keys.fixed().map(str::to_owned).to_vec(), values }
     }
 
     /// For the ledger's scripts, which only read the others: `keys` are all that they write, so that a
     /// user may be allowed no more.
     fn of_ledger(keys: &Keys, ledger: Vec<String>) -> Self {
-        Self { keys: ledger, values: vec![keys.format.into(), keys.meta.clone().into()] }
+        Self { keys: ledger, values: vec![keys.format.clone().into(), keys.meta.clone().into()] }
     }
 
     fn with(mut self, value: impl ToString) -> Self {
@@ -134,6 +169,9 @@ pub(super) struct Scripts {
     pub(super) commit: Script,
     pub(super) reserve: Script,
     pub(super) list: Script,
+    pub(super) raise: Script,
+    pub(super) begin: Script,
+    pub(super) end: Script,
     pub(super) spend: Script,
     pub(super) count: Script,
     pub(super) remember: Script,
@@ -147,6 +185,9 @@ impl Scripts {
             commit: Script::new(include_str!("commit.lua")),
             reserve: Script::new(include_str!("reserve.lua")),
             list: Script::new(include_str!("list.lua")),
+            raise: Script::new(include_str!("raise.lua")),
+            begin: Script::new(include_str!("begin.lua")),
+            end: Script::new(include_str!("end.lua")),
             spend: Script::new(include_str!("spend.lua")),
             count: Script::new(include_str!("count.lua")),
             remember: Script::new(include_str!("remember.lua")),
@@ -161,6 +202,19 @@ pub(super) fn init_arguments(keys: &Keys) -> Arguments {
 
 pub(super) fn reserve_arguments(keys: &Keys) -> Arguments {
     Arguments::new(keys).with(EntryId::MAX)
+}
+
+pub(super) fn raise_arguments(keys: &Keys, next: EntryId) -> Arguments {
+    Arguments::new(keys).with(next)
+}
+
+/// From the keys of everybody to those of the import.
+pub(super) fn begin_arguments(keys: &Keys, importing: &Keys) -> Arguments {
+    Arguments::new(keys).with(&importing.format).with(Nonce::ORIGIN)
+}
+
+pub(super) fn end_arguments(importing: &Keys) -> Arguments {
+    Arguments::new(importing).with(FORMAT)
 }
 
 /// Entries with a number above `after`, up to and including `last`.
@@ -229,7 +283,7 @@ pub(super) fn understand(reply: Vec<String>) -> Result<u64, StoreError> {
         "conflict" => Err(StoreError::Conflict),
         "full" => Err(log::no_numbers_left()),
         "absent" => Err(StoreError::NotInitialised),
-        "foreign" => Err(check_meta(Some(&rest)).err().unwrap_or(StoreError::NotInitialised)),
+        "foreign" => Err(check_meta(Some(&rest)).err().unwrap_or_else(log::ended)),
         "headless" => Err(headless()),
         "busy" => {
             Err(StoreError::Unreachable("others write at the same time, over and over".into()))
@@ -259,11 +313,14 @@ pub(super) fn headless() -> StoreError {
     StoreError::Corrupt("its `head` key is gone: was it evicted, or deleted by hand?".into())
 }
 
-/// Judges the value of the `meta` key.
-pub(super) fn check_meta(meta: Option<&str>) -> Result<(), StoreError> {
+/// As [`Keys::check_meta`], for everybody but an import.
+fn check_meta(meta: Option<&str>) -> Result<(), StoreError> {
     match meta {
         None => Err(StoreError::NotInitialised),
         Some(FORMAT) => Ok(()),
+        Some(other) if other.strip_prefix(FORMAT).is_some_and(|s| s.starts_with(IMPORTING)) => {
+            Err(StoreError::Importing)
+        }
         Some(other) => match other.strip_prefix("otpgate ").and_then(|n| n.parse::<u32>().ok()) {
             Some(number) => Err(StoreError::Corrupt(format!(
                 "its format is number {number}, this otpgate knows `{FORMAT}`"
@@ -280,6 +337,11 @@ pub(super) fn row(principal: Principal, id: Option<EntryId>, value: Option<&[u8]
         value.and_then(parse_row).unwrap_or((Version(0), EntryId(0), Vec::new()));
     // Where the two differ, the one that is found by is right; then the blob does not open.
     Row { principal, id: id.unwrap_or(own_id), revision, blob: Blob(blob) }
+}
+
+/// The number that an entry's value says; `None` if it is damaged.
+pub(super) fn own_id(value: &[u8]) -> Option<EntryId> {
+    parse_row(value).map(|(_, id, _)| id)
 }
 
 fn parse_row(value: &[u8]) -> Option<(Version, EntryId, Vec<u8>)> {
@@ -335,6 +397,11 @@ mod tests {
         assert_eq!(check_meta(Some(FORMAT)), Ok(()));
         assert_eq!(check_meta(None), Err(StoreError::NotInitialised));
         assert!(check_meta(Some("otpgate 2")).unwrap_err().to_string().contains("number 2"));
+        assert_eq!(check_meta(Some("otpgate 1 importing ab")), Err(StoreError::Importing));
+        let importer = Keys::new("gate").importing("ab");
+        assert_eq!(importer.check_meta(Some("otpgate 1 importing ab")), Ok(()));
+        assert_eq!(importer.check_meta(Some("otpgate 1 importing cd")), Err(StoreError::Importing));
+        assert!(matches!(importer.check_meta(Some(FORMAT)), Err(StoreError::Refused(_))));
         assert!(check_meta(Some("x")).unwrap_err().to_string().contains("another application"));
     }
 }

@@ -13,7 +13,7 @@ use redis::{FromRedisValue, Pipeline, RedisError, Value};
 
 use super::connect::is_of_primary;
 use super::retry::Retry;
-use super::script::{Keys, millis};
+use super::script::{FORMAT, Keys, millis};
 use super::writer::Work;
 use crate::entry::EntryId;
 use crate::store::log::{self, RETENTION};
@@ -50,6 +50,9 @@ async fn attempt(
         Work::Init => init(conn, keys).await,
         Work::Commit { batch, nonce } => commit(conn, keys, batch, nonce).await,
         Work::Reserve => reserve(conn, keys).await,
+        Work::Raise(next) => raise(conn, keys, *next).await,
+        Work::BeginImport { importing } => begin_import(conn, keys, importing).await,
+        Work::EndImport => end_import(conn, keys).await,
         Work::List { after, last, limit } => list(conn, keys, (*after, *last), *limit).await,
         Work::Spend(spending) => spend(conn, keys, spending).await,
         Work::Count(failures) => count(conn, keys, failures).await,
@@ -70,7 +73,7 @@ async fn init(conn: &mut MultiplexedConnection, keys: &Keys) -> Result<Option<Va
         None => {
             let mut writes = redis::pipe();
             writes.cmd("HSET").arg(&[&keys.head, "v", "0", "n", Nonce::ORIGIN, "id", "1"]);
-            writes.set(&keys.meta, keys.format);
+            writes.set(&keys.meta, &keys.format);
             return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
         }
     };
@@ -93,6 +96,71 @@ async fn reserve(
             let mut writes = redis::pipe();
             writes.cmd("HINCRBY").arg(&[&keys.head, "id", "1"]);
             return Ok(execute(conn, writes).await?.map(|_| words(&["ok", &id.to_string()])));
+        }
+    };
+    abandon(conn, answer).await
+}
+
+async fn raise(
+    conn: &mut MultiplexedConnection,
+    keys: &Keys,
+    next: EntryId,
+) -> Result<Option<Value>, RedisError> {
+    let mut reads = redis::pipe();
+    reads.cmd("HGET").arg(&[&keys.head, "id"]);
+    let (meta, answers) = open(conn, keys, &[&keys.meta, &keys.head], reads).await?;
+    let (id,): (Option<u64>,) = read(answers)?;
+    let answer = match (refusal(keys, meta), id) {
+        (Some(refusal), _) => refusal,
+        (None, None) => words(&["headless"]),
+        (None, Some(id)) if id >= next.0 => words(&["ok", "1"]),
+        (None, Some(_)) => {
+            let mut writes = redis::pipe();
+            writes.cmd("HSET").arg(&[&keys.head, "id"]).arg(next.0);
+            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+        }
+    };
+    abandon(conn, answer).await
+}
+
+async fn begin_import(
+    conn: &mut MultiplexedConnection,
+    keys: &Keys,
+    importing: &Keys,
+) -> Result<Option<Value>, RedisError> {
+    let mut reads = redis::pipe();
+    reads.exists(&keys.ids).cmd("EXISTS").arg(&keys.fixed()[1..]);
+    let (meta, answers) = open(conn, keys, &keys.fixed(), reads).await?;
+    let (entries, there): (u64, u64) = read(answers)?;
+    let answer = match meta.as_deref() {
+        Some(meta) if meta == importing.format => words(&["ok", "1"]),
+        Some(meta) if meta != keys.format => words(&["foreign", meta]),
+        Some(_) if entries > 0 => words(&["ok", "0"]),
+        None if there > 0 => words(&["remains"]),
+        found => {
+            let mut writes = redis::pipe();
+            if found.is_none() {
+                writes.cmd("HSET").arg(&[&keys.head, "v", "0", "n", Nonce::ORIGIN, "id", "1"]);
+            }
+            writes.set(&keys.meta, &importing.format);
+            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+        }
+    };
+    abandon(conn, answer).await
+}
+
+async fn end_import(
+    conn: &mut MultiplexedConnection,
+    keys: &Keys,
+) -> Result<Option<Value>, RedisError> {
+    let (meta, _) = open(conn, keys, &[&keys.meta, &keys.log], redis::pipe()).await?;
+    let answer = match (meta.as_deref() == Some(FORMAT), refusal(keys, meta)) {
+        (true, _) => words(&["ok", "0"]),
+        (false, Some(refusal)) => refusal,
+        (false, None) => {
+            let mut writes = redis::pipe();
+            writes.del(&keys.log).set(&keys.meta, FORMAT);
+            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
         }
     };
     abandon(conn, answer).await

@@ -14,6 +14,7 @@ use super::error::lacks_scripts;
 use super::script::{self, Arguments, Keys, Script, Scripts};
 use super::transaction;
 use crate::config::RedisWrites;
+use crate::entry::EntryId;
 use crate::store::{Failure, Mutation, Nonce, Spending};
 
 /// One thing to do.
@@ -24,6 +25,12 @@ pub(super) enum Work<'a> {
     Commit { batch: &'a [Mutation], nonce: &'a Nonce },
     /// Give out the next number.
     Reserve,
+    /// Give out no number below this one.
+    Raise(EntryId),
+    /// Close a new or empty store for an import, which has these keys.
+    BeginImport { importing: &'a Keys },
+    /// Open the store after it.
+    EndImport,
     /// Entries with a number above `after`, up to and including `last`, as one consistent picture.
     List { after: u64, last: u64, limit: usize },
     /// Record a use of a token, if its budget allows.
@@ -42,6 +49,9 @@ impl Work<'_> {
             Self::Init => &scripts.init,
             Self::Commit { .. } => &scripts.commit,
             Self::Reserve => &scripts.reserve,
+            Self::Raise(_) => &scripts.raise,
+            Self::BeginImport { .. } => &scripts.begin,
+            Self::EndImport => &scripts.end,
             Self::List { .. } => &scripts.list,
             Self::Spend(_) => &scripts.spend,
             Self::Count(_) => &scripts.count,
@@ -60,6 +70,9 @@ impl Work<'_> {
             Self::Init => script::init_arguments(keys),
             Self::Commit { batch, nonce } => script::commit_arguments(keys, batch, nonce),
             Self::Reserve => script::reserve_arguments(keys),
+            Self::Raise(next) => script::raise_arguments(keys, *next),
+            Self::BeginImport { importing } => script::begin_arguments(keys, importing),
+            Self::EndImport => script::end_arguments(keys),
             Self::List { after, last, limit } => {
                 script::list_arguments(keys, *after, *last, *limit)
             }

@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Looks before a poll answers that nothing happened.
 const TICKS: u32 = 50;
 /// Groups of rows that may wait for the follower during a full load.
-const QUEUED_GROUPS: usize = 2;
+pub(super) const QUEUED_GROUPS: usize = 2;
 
 pub(super) struct SqliteFeed {
     /// Away while a worker uses it; gone for good if a question was abandoned.
@@ -143,7 +143,7 @@ impl Watcher {
             .conn
             .transaction_with_behavior(TransactionBehavior::Deferred)
             .map_err(store_error)?;
-        let end = tail(&tx)?;
+        let end = tail(&tx, &self.db.phase)?;
         if end == *position {
             return Ok(Step::Current { as_of });
         }
@@ -180,7 +180,7 @@ impl Watcher {
             .conn
             .transaction_with_behavior(TransactionBehavior::Deferred)
             .map_err(store_error)?;
-        let position = tail(&tx)?;
+        let position = tail(&tx, &self.db.phase)?;
         rows::all(&tx, blobs, |group| groups.blocking_send(group).is_ok())?;
         Ok(position)
     }

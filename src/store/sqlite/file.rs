@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
 
-use crate::store::{Nonce, Position, StoreError, Version, private_file};
+use crate::store::{Nonce, Position, StoreError, Version, log, private_file};
 
 /// Longest wait for another process's lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// `PRAGMA user_version`: the format of the tables.
 const FORMAT: i32 = 1;
+/// What stands there in a store of that format that an import fills; its tag is in the table `import`.
+const IMPORTING: i32 = -FORMAT;
 
 /// What a file is for.
 struct Purpose {
@@ -22,6 +24,39 @@ struct Purpose {
     create: fn(&Transaction<'_>) -> rusqlite::Result<()>,
     synchronous: &'static str,
     busy_timeout: Duration,
+}
+
+/// For whom a store works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Everybody.
+    Open,
+    /// The import with that tag.
+    Importing(String),
+}
+
+impl Phase {
+    /// Whether the store, as `conn` sees it now, works for us.
+    pub(super) fn check(&self, conn: &Connection) -> Result<(), StoreError> {
+        let found = phase(conn)?;
+        match (self, found) {
+            (own, found) if *own == found => Ok(()),
+            (_, Self::Importing(_)) => Err(StoreError::Importing),
+            (_, Self::Open) => Err(log::ended()),
+        }
+    }
+}
+
+fn phase(conn: &Connection) -> Result<Phase, StoreError> {
+    let format = |conn: &Connection| {
+        conn.prepare_cached("PRAGMA user_version")?.query_row([], |row| row.get::<_, i32>(0))
+    };
+    if format(conn).map_err(store_error)? != IMPORTING {
+        return Ok(Phase::Open);
+    }
+    conn.query_row("SELECT tag FROM import", [], |row| row.get(0))
+        .map(Phase::Importing)
+        .map_err(store_error)
 }
 
 /// The store itself.
@@ -87,6 +122,7 @@ const LEDGER_SCHEMA: &str = "
 /// An open connection to a file of the store.
 pub(super) struct Db {
     pub(super) conn: Connection,
+    pub(super) phase: Phase,
     /// What must stay where it is while the connection is of use.
     files: Vec<(PathBuf, Identity)>,
 }
@@ -99,34 +135,35 @@ struct Identity {
 }
 
 impl Db {
-    /// Opens an initialised store.
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_as(path, &ENTRIES)
+    /// Opens an initialised store in that phase.
+    pub(super) fn open(path: &Path, phase: &Phase) -> Result<Self, StoreError> {
+        Self::open_as(path, &ENTRIES, phase)
     }
 
     /// Opens the ledger beside an initialised store; makes it if it is not there.
     pub(super) fn open_ledger(store: &Path) -> Result<Self, StoreError> {
         // An emptied or foreign store must be an error, never "not used yet".
-        let entries = Self::open(store)?;
+        let entries = Self::open(store, &Phase::Open)?;
         let mut path = store.as_os_str().to_owned();
         path.push(".ledger");
         let path = PathBuf::from(path);
         make(&path, &LEDGER)?;
-        let mut ledger = Self::open_as(&path, &LEDGER)?;
+        let mut ledger = Self::open_as(&path, &LEDGER, &Phase::Open)?;
         ledger.files.extend(entries.files);
         Ok(ledger)
     }
 
-    fn open_as(path: &Path, purpose: &Purpose) -> Result<Self, StoreError> {
+    fn open_as(path: &Path, purpose: &Purpose, phase: &Phase) -> Result<Self, StoreError> {
         let identity = identity(path)?.ok_or(StoreError::NotInitialised)?;
         let conn = connect(path, purpose)?;
         match contents(&conn, purpose)? {
             Contents::Ours => {}
             Contents::Nothing => return Err(StoreError::NotInitialised),
         }
+        phase.check(&conn)?;
         use_wal(&conn)?;
         conn.pragma_update(None, "synchronous", purpose.synchronous).map_err(store_error)?;
-        let db = Self { conn, files: vec![(path.to_owned(), identity)] };
+        let db = Self { conn, phase: phase.clone(), files: vec![(path.to_owned(), identity)] };
         db.check_in_place()?;
         Ok(db)
     }
@@ -147,7 +184,43 @@ impl Db {
 
 /// Makes an empty store, unless there is one. Tells whether it did.
 pub(super) fn init(path: &Path) -> Result<bool, StoreError> {
-    make(path, &ENTRIES)
+    let made = make(path, &ENTRIES)?;
+    Phase::Open.check(&connect(path, &ENTRIES)?)?;
+    Ok(made)
+}
+
+/// Closes the store for the import of `tag`, if it has no entries; makes it if it is not there.
+pub(super) fn begin_import(path: &Path, tag: &str) -> Result<bool, StoreError> {
+    make(path, &ENTRIES)?;
+    let mut conn = connect(path, &ENTRIES)?;
+    conn.pragma_update(None, "synchronous", ENTRIES.synchronous).map_err(store_error)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+    match phase(&tx)? {
+        Phase::Importing(other) if other == tag => return Ok(true),
+        Phase::Importing(_) => return Err(StoreError::Importing),
+        Phase::Open => {}
+    }
+    let empty = "SELECT NOT EXISTS (SELECT 1 FROM entries)";
+    if !tx.query_row(empty, [], |row| row.get::<_, bool>(0)).map_err(store_error)? {
+        return Ok(false);
+    }
+    tx.execute_batch("CREATE TABLE import (tag TEXT NOT NULL) STRICT;")
+        .and_then(|()| tx.execute("INSERT INTO import VALUES (?1)", [tag]).map(drop))
+        .and_then(|()| tx.pragma_update(None, "user_version", IMPORTING))
+        .map_err(store_error)?;
+    tx.commit().map_err(commit_error)?;
+    Ok(true)
+}
+
+/// Opens the store for everybody. The log of the import goes: who knows the store as it was before loads it
+/// as a whole.
+pub(super) fn end_import(conn: &mut Connection, phase: &Phase) -> Result<(), StoreError> {
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+    phase.check(&tx)?;
+    tx.execute_batch("DROP TABLE import; DELETE FROM log;")
+        .and_then(|()| tx.pragma_update(None, "user_version", FORMAT))
+        .map_err(store_error)?;
+    tx.commit().map_err(commit_error)
 }
 
 fn make(path: &Path, purpose: &Purpose) -> Result<bool, StoreError> {
@@ -172,8 +245,14 @@ fn make(path: &Path, purpose: &Purpose) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// The end of the log.
-pub(super) fn tail(conn: &Connection) -> Result<Position, StoreError> {
+/// The end of the log of a store in that phase.
+pub(super) fn tail(conn: &Connection, phase: &Phase) -> Result<Position, StoreError> {
+    phase.check(conn)?;
+    end(conn)
+}
+
+/// The end of the log of a store whose phase was checked.
+pub(super) fn end(conn: &Connection) -> Result<Position, StoreError> {
     conn.prepare_cached("SELECT version, nonce FROM state")
         .and_then(|mut statement| {
             statement.query_row([], |row| {
@@ -221,7 +300,7 @@ fn contents(conn: &Connection, purpose: &Purpose) -> Result<Contents, StoreError
         )
         .map_err(store_error)?;
     match (application, format) {
-        (ours, FORMAT) if ours == purpose.application_id => Ok(Contents::Ours),
+        (ours, FORMAT | IMPORTING) if ours == purpose.application_id => Ok(Contents::Ours),
         (ours, newer) if ours == purpose.application_id => Err(StoreError::Corrupt(format!(
             "its format is number {newer}, this otpgate knows number {FORMAT}"
         ))),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use rusqlite::{Connection, OptionalExtension, Params, Transaction, TransactionBehavior, params};
 use tracing::error;
 
-use super::file::{commit_error, store_error, tail};
+use super::file::{Phase, commit_error, end, store_error, tail};
 use crate::entry::{EntryId, Principal};
 use crate::store::log::{self, RETENTION, Record};
 use crate::store::{Action, Blob, Expect, Mutation, Nonce, Position, Row, StoreError, Version};
@@ -44,19 +44,18 @@ pub(super) fn of_principal(conn: &Connection, who: &Principal) -> Result<Option<
 
 /// The row of a principal, if the file's history holds `position`.
 pub(super) fn since(
-    conn: &mut Connection,
+    conn: &Connection,
     who: &Principal,
     position: &Position,
 ) -> Result<Option<Row>, StoreError> {
-    let tx = conn.transaction_with_behavior(TransactionBehavior::Deferred).map_err(store_error)?;
-    let is_known = tail(&tx)? == *position
-        || records(&tx, Version(position.version.0.saturating_sub(1)), 1)?
+    let is_known = end(conn)? == *position
+        || records(conn, Version(position.version.0.saturating_sub(1)), 1)?
             .first()
             .is_some_and(|r| r.version == position.version.0 && r.nonce == position.nonce.0);
     if !is_known {
         return Err(StoreError::Unreachable("its history is not the one that is followed".into()));
     }
-    of_principal(&tx, who)
+    of_principal(conn, who)
 }
 
 pub(super) fn of_id(conn: &Connection, id: EntryId) -> Result<Option<Row>, StoreError> {
@@ -126,6 +125,21 @@ pub(super) fn records(
         .map_err(store_error)
 }
 
+pub(super) fn count(conn: &Connection) -> Result<u64, StoreError> {
+    conn.query_row("SELECT count(*) FROM entries", [], |row| row.get(0)).map_err(store_error)
+}
+
+pub(super) fn next_id(conn: &Connection) -> Result<EntryId, StoreError> {
+    conn.query_row("SELECT next_id FROM state", [], |row| row.get(0).map(EntryId))
+        .map_err(store_error)
+}
+
+pub(super) fn raise_next_id(conn: &Connection, next: EntryId) -> Result<(), StoreError> {
+    conn.execute("UPDATE state SET next_id = max(next_id, ?1)", [next.0])
+        .map(drop)
+        .map_err(store_error)
+}
+
 pub(super) fn reserve_id(conn: &Connection) -> Result<EntryId, StoreError> {
     conn.prepare_cached(
         "UPDATE state SET next_id = next_id + 1 WHERE next_id < ?1 RETURNING next_id - 1",
@@ -137,10 +151,14 @@ pub(super) fn reserve_id(conn: &Connection) -> Result<EntryId, StoreError> {
 }
 
 /// Does a batch that [`log::check`] has passed.
-pub(super) fn commit(conn: &mut Connection, batch: &[Mutation]) -> Result<Version, StoreError> {
+pub(super) fn commit(
+    conn: &mut Connection,
+    phase: &Phase,
+    batch: &[Mutation],
+) -> Result<Version, StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+    let before = tail(&tx, phase)?;
     check_expectations(&tx, batch)?;
-    let before = tail(&tx)?;
     let version = Version(before.version.0 + 1);
     write(&tx, batch, version, &before.nonce).map_err(store_error)?;
     tx.commit().map_err(commit_error)?;
