@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test check build fmt fuzz bench-store
+.PHONY: help demo test chaos check build fmt fuzz bench-store
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -17,6 +17,16 @@ test: ## install what tests need and run all of them
 	@tests/tools/install test
 	@tests/tools/venv
 	$(CARGO) test --locked
+
+# One group alone: make chaos CHAOS=outages. Gates that hold an index: make chaos HOLD=index
+CHAOS ?=
+HOLD ?= all
+chaos: ## stores in trouble under steady load, at length; what callers saw goes to target/chaos.md
+	@tests/tools/install test
+	@mkdir -p target
+	@printf '%s\n' '| scenario | what callers saw | how long | wrongly accepted |' '|---|---|---|---|' \
+	    >target/chaos.md
+	OTPGATE_CHAOS=1 OTPGATE_CHAOS_HOLD=$(HOLD) $(CARGO) test --locked --test integration chaos::$(CHAOS) -- --include-ignored --test-threads=1
 
 check: ## format, lints, docs, shipped configurations, dependencies
 	@tests/tools/install build

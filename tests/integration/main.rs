@@ -15,6 +15,7 @@ mod api_tls;
 mod api_wire;
 mod attack;
 mod audit;
+mod chaos;
 mod cli;
 mod client_list;
 mod conformance;
