@@ -170,6 +170,7 @@ fn links_between_documents_lead_somewhere() {
         "SECURITY.md",
         "docs/operations.md",
         "docs/conformance.md",
+        "docs/failures.md",
         "docs/requests.md",
     ] {
         for link in read(document).split("](").skip(1) {
