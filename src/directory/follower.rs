@@ -15,7 +15,7 @@ use crate::store::{Feed, Position, Row, Step, Store, StoreError};
 /// Shortest and longest pause before the store is asked again after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
-/// Longest pause while it cannot be reached: the gate should be back soon after the store is.
+/// Longest pause while it cannot be reached, or is empty: the gate should be back soon after the store is.
 const RETRY_MAX_AWAY: Duration = Duration::from_millis(70);
 /// A full load that took less is repeated at once; gates that lose their place together share the store's
 /// time otherwise.
@@ -76,6 +76,7 @@ impl Follower {
     async fn wait_after(&mut self, error: &StoreError) {
         let longest = match error {
             StoreError::Unreachable(_) => RETRY_MAX_AWAY,
+            error if opens_later(error) => RETRY_MAX_AWAY,
             _ => RETRY_MAX,
         };
         let pause = self.pause.min(longest);
@@ -125,7 +126,13 @@ impl Follower {
                 }
             };
             if let Err(error) = advanced {
-                return error;
+                if self.store.is_local() || !opens_later(&error) {
+                    return error;
+                }
+                // The connection is good.
+                self.note_trouble(&error);
+                self.wait_after(&error).await;
+                continue;
             }
             if self.place.as_ref().is_some_and(|at| at.proven) {
                 self.pause = RETRY_MIN;
@@ -226,6 +233,11 @@ impl Follower {
             self.directory.report(Status { loaded: status.loaded, trouble: Some(text) });
         }
     }
+}
+
+/// Whether the store answers, and only has no entries to give yet.
+fn opens_later(error: &StoreError) -> bool {
+    matches!(error, StoreError::NotInitialised | StoreError::Importing)
 }
 
 /// Adds to the audit trail that from now on an entry's tokens are accepted here, or refused.

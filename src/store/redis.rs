@@ -307,7 +307,8 @@ impl Backend for Redis {
             };
             let again = match fate(&error) {
                 Fate::Refused => self.writer.way() != way,
-                Fate::Elsewhere => {
+                Fate::Loading if retry.again().await => true,
+                Fate::Elsewhere | Fate::Loading => {
                     self.line.discard(seat).await;
                     self.connector.doubt();
                     retry.again().await

@@ -3,6 +3,7 @@
 //!
 //! No error repeats any part of the text that could be a secret, however the text is mistyped.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
@@ -183,6 +184,11 @@ impl<'a> Parts<'a> {
     fn sentinel(self, tls: bool) -> Result<RedisUrl, String> {
         self.no_query()?;
         let nodes = self.nodes(SENTINEL_PORT)?;
+        // Half of them must agree: one that counts twice could do so alone.
+        let mut named = HashSet::new();
+        if !nodes.iter().all(|(host, port)| named.insert((host.to_ascii_lowercase(), port))) {
+            return Err("names a Sentinel twice".into());
+        }
         let path = self.path.trim_matches('/');
         let (service, db) = path.split_once('/').unwrap_or((path, ""));
         let service = decode(service)?;
@@ -403,6 +409,7 @@ mod tests {
             "redis+unix:///",
             "redis+unix:///p?database=s3cr3t",
             "redis-sentinel://a:1",
+            "redis-sentinel://a,b,A:26379/m",
             "redis-sentinel://a:1/ /",
             "redis-cluster://a/1",
             "redis-cluster://a,,b",

@@ -53,6 +53,7 @@ mod store_export;
 mod store_histories;
 mod store_ledger;
 mod store_redis;
+mod store_redis_peers;
 mod store_redis_rights;
 mod store_redis_topologies;
 mod store_redis_writers;

@@ -117,6 +117,11 @@ impl Connector {
         if self.sentinels.is_some() { asked.min(link.asked) } else { asked }
     }
 
+    /// What an operator should know about how servers are found.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.sentinels.as_ref().and_then(Sentinels::warning)
+    }
+
     /// What was found was not the server to ask: asks another one first the next time.
     pub(super) fn doubt(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);

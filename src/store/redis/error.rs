@@ -12,6 +12,8 @@ pub(super) enum Fate {
     Refused,
     /// This is not the server to ask (any more): it did not run, another connection is needed.
     Elsewhere,
+    /// It reads its data from its disk: it did not run. It may soon on this connection.
+    Loading,
     /// No answer came: it may have run, another connection is needed.
     Silent,
 }
@@ -20,7 +22,8 @@ pub(super) fn fate(error: &RedisError) -> Fate {
     match code_and_text(error) {
         Some((code, text)) => match code.as_str() {
             "MOVED" | "ASK" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN"
-            | "UNBLOCKED" | "LOADING" => Fate::Elsewhere,
+            | "UNBLOCKED" => Fate::Elsewhere,
+            "LOADING" => Fate::Loading,
             // A key that only the script knows is being moved to another node of a cluster.
             "ERR" if text.contains("access a non local key") => Fate::Elsewhere,
             _ => Fate::Refused,

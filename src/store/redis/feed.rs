@@ -10,10 +10,10 @@ use redis::{FromRedisValue, Pipeline, RedisError, Value};
 use tracing::error;
 
 use super::connect::{Connector, Link, check_role};
-use super::error::store_error;
+use super::error::{Fate, fate, store_error};
 use super::number;
 use super::script::{self, Keys};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::entry::EntryId;
 use crate::store::log::{self, Chain, RETENTION, Record};
 use crate::store::{Feed, Nonce, Position, Row, Scope, Step, StoreError, Version};
@@ -22,6 +22,8 @@ use crate::store::{Feed, Nonce, Position, Row, Scope, Step, StoreError, Version}
 const BLOCK: Duration = Duration::from_millis(500);
 /// Longest wait for any answer on a follower's connection.
 pub(super) const PATIENCE: Duration = BLOCK.saturating_add(Duration::from_secs(1));
+/// Before a server that reads its data from its disk is asked again.
+const LOADING_PAUSE: Duration = Duration::from_millis(50);
 /// Records of one `XREAD`.
 const RECORDS: usize = 1_000;
 /// Keys of one `MGET`, and entries of one step of a full load.
@@ -37,7 +39,7 @@ pub(super) struct RedisFeed {
     clock: Arc<dyn Clock>,
     /// What is followed.
     scope: Scope,
-    /// Not polled on this connection, or since a full load: the first answer should not wait for news.
+    /// Not polled on this connection, or since a full load or an error: the first answer should not wait for news.
     fresh: bool,
 }
 
@@ -52,8 +54,17 @@ impl RedisFeed {
     }
 
     async fn ask<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, StoreError> {
-        let answer: Result<T, RedisError> = pipeline.query_async(&mut self.link.conn).await;
-        answer.map_err(|error| store_error(&error))
+        let start = SystemClock.now().monotonic;
+        loop {
+            let answer: Result<T, RedisError> = pipeline.query_async(&mut self.link.conn).await;
+            match answer {
+                // Many gates that connected again and again would only make it longer.
+                Err(error) if fate(&error) == Fate::Loading && start.elapsed() < PATIENCE => {
+                    tokio::time::sleep(LOADING_PAUSE).await;
+                }
+                answer => return answer.map_err(|error| store_error(&error)),
+            }
+        }
     }
 
     /// The end of the log, from a server that is a primary and holds a store.
@@ -121,6 +132,10 @@ impl RedisFeed {
         let members: Vec<_> =
             chain.keys.into_iter().filter(|key| self.scope.has_key(key)).collect();
         let mut rows = Vec::with_capacity(members.len());
+        if members.is_empty() {
+            // What is read with rows otherwise: that this is a primary, with a store.
+            self.tail().await?;
+        }
         for group in members.chunks(GROUP) {
             let values = self.rows(group).await?;
             for (member, value) in group.iter().zip(values) {
@@ -247,7 +262,8 @@ impl Feed for RedisFeed {
     async fn poll(&mut self, position: &Position) -> Result<Step, StoreError> {
         self.connector.confirm(&mut self.link).await?;
         let mut chain = Chain::from(position);
-        let mut block = (!std::mem::take(&mut self.fresh)).then_some(BLOCK);
+        // After an error, too: what is asked next should not wait for news.
+        let mut block = (!std::mem::replace(&mut self.fresh, true)).then_some(BLOCK);
         let mut as_of = self.clock.now().monotonic;
         let mut behind = false;
         loop {
@@ -266,12 +282,15 @@ impl Feed for RedisFeed {
             }
             if chain.position != *position {
                 let as_of = self.connector.vouched(&self.link, as_of);
-                return self.changes(chain, as_of).await;
+                let step = self.changes(chain, as_of).await?;
+                self.fresh = false;
+                return Ok(step);
             }
             as_of = self.clock.now().monotonic;
             let tail = self.tail().await?;
             if tail == *position {
                 let as_of = self.connector.vouched(&self.link, as_of);
+                self.fresh = false;
                 return Ok(Step::Current { as_of });
             }
             // A record may have come since XREAD returned: then the next one returns it.

@@ -78,13 +78,10 @@ impl Line {
         let Ok(Ok(permit)) = permit else {
             return Err(StoreError::Unreachable("all connections are busy".into()));
         };
-        let idle = self.idle().pop().filter(|link| !self.connector.must_confirm(link));
+        let idle = self.idle().pop();
         let link = match idle {
-            Some(link) => link,
-            None => {
-                let (connector, patience) = (self.connector.clone(), self.patience);
-                apart(async move { connector.connect(patience).await }).await?
-            }
+            Some(link) if !self.connector.must_confirm(&link) => link,
+            idle => apart(confirmed(self.connector.clone(), self.patience, idle)).await?,
         };
         Ok(Seat { conn: link.conn.clone(), place: Place::Own { link, _permit: permit } })
     }
@@ -159,7 +156,8 @@ impl Line {
             };
             let again = match fate(&error) {
                 Fate::Refused => false,
-                Fate::Elsewhere => {
+                Fate::Loading if retry.again().await => true,
+                Fate::Elsewhere | Fate::Loading => {
                     self.discard(seat).await;
                     self.connector.doubt();
                     retry.again().await
@@ -208,7 +206,21 @@ async fn apart<T: Send + 'static>(
     connected.unwrap_or_else(|_| Err(StoreError::Unreachable("connecting ended early".into())))
 }
 
-/// Confirms the connection or makes another one.
+/// `idle` if it still leads to the primary, or else another one.
+async fn confirmed(
+    connector: Arc<Connector>,
+    patience: Duration,
+    idle: Option<Link>,
+) -> Result<Link, StoreError> {
+    if let Some(mut link) = idle
+        && connector.confirm(&mut link).await.is_ok()
+    {
+        return Ok(link);
+    }
+    connector.connect(patience).await
+}
+
+/// Confirms the shared connection or makes another one.
 async fn renew(
     connector: Arc<Connector>,
     patience: Duration,

@@ -3,9 +3,11 @@
 //! One Sentinel may be cut off together with an old primary, and know as little of the new one. So half
 //! of them, rounded up, must answer: a failover needs more than half, so one of those that answer took
 //! part in the last one, or hears of it within seconds. Of what they say, that of the latest failover
-//! counts (`config-epoch`).
+//! counts (`config-epoch`), and nothing else: the others name a server that may still think that it is a
+//! primary, and cannot be reached by whom it would hear otherwise from.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,23 +25,28 @@ use crate::store::url::Login;
 /// How long the others are waited for once enough have answered.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// A primary that a Sentinel names, and the failover that made it one.
-type Opinion = (u64, Node);
+/// What a Sentinel says.
+struct Opinion {
+    /// The failover that made the primary one.
+    epoch: u64,
+    primary: Node,
+    /// How many Sentinels there are, that one included.
+    sentinels: usize,
+}
 
 /// Who is the primary.
 #[derive(Clone)]
 pub(super) struct Verdict {
-    /// Named by Sentinels, that of the latest failover first. Others come next only while Sentinels
-    /// differ, as during a failover.
+    /// That of the latest failover, in all ways in which Sentinels write it: by name, by address.
     pub(super) primaries: Vec<Node>,
     /// They were asked then.
     pub(super) asked: Instant,
 }
 
 impl Verdict {
-    /// Whether `node` is the primary beyond doubt.
+    /// Whether `node` is the primary.
     pub(super) fn is_for(&self, node: Option<&Node>) -> bool {
-        self.primaries.first() == node
+        node.is_some_and(|node| self.primaries.contains(node))
     }
 }
 
@@ -49,8 +56,11 @@ pub(super) struct Sentinels {
     service: String,
     /// To each, where one is open.
     connections: Vec<Mutex<Option<MultiplexedConnection>>>,
-    /// What they said last. Who asks holds the lock: the others wait for what it hears.
-    heard: tokio::sync::Mutex<Option<Verdict>>,
+    /// What they said last, and when that was heard. Who asks holds the lock: the others wait for what
+    /// it hears.
+    heard: tokio::sync::Mutex<Option<(Instant, Result<Verdict, StoreError>)>>,
+    /// How many there are, as they say.
+    there: AtomicUsize,
 }
 
 impl Sentinels {
@@ -60,6 +70,7 @@ impl Sentinels {
             service: service.to_owned(),
             connections: nodes.iter().map(|_| Mutex::default()).collect(),
             heard: tokio::sync::Mutex::default(),
+            there: AtomicUsize::new(0),
         }
     }
 
@@ -71,23 +82,40 @@ impl Sentinels {
     ) -> Result<Verdict, StoreError> {
         let came = SystemClock.now().monotonic;
         let mut heard = self.heard.lock().await;
-        if let Some(verdict) = heard.as_ref().filter(|verdict| verdict.asked + age >= came) {
-            return Ok(verdict.clone());
+        match &*heard {
+            Some((_, Ok(verdict))) if verdict.asked + age >= came => return Ok(verdict.clone()),
+            // Whoever waited for it would only wait for the same once more.
+            Some((heard_at, Err(error))) if *heard_at >= came => return Err(error.clone()),
+            _ => *heard = None,
         }
-        *heard = None;
         let asked = SystemClock.now().monotonic;
-        let mut opinions = self.opinions(connector).await?;
-        // Stable: of two that name the same failover, the first to answer comes first.
-        opinions.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
+        let told = self.opinions(connector).await.map(|opinions| self.judge(&opinions, asked));
+        *heard = Some((SystemClock.now().monotonic, told.clone()));
+        told
+    }
+
+    fn judge(&self, opinions: &[Opinion], asked: Instant) -> Verdict {
+        let there = opinions.iter().map(|opinion| opinion.sentinels).max().unwrap_or(0);
+        self.there.store(there, Ordering::Relaxed);
+        let latest = opinions.iter().map(|opinion| opinion.epoch).max();
         let mut primaries: Vec<Node> = Vec::new();
-        for (_, node) in opinions {
-            if !primaries.contains(&node) {
-                primaries.push(node);
+        for Opinion { epoch, primary, .. } in opinions {
+            if Some(*epoch) == latest && !primaries.contains(primary) {
+                primaries.push(primary.clone());
             }
         }
-        let verdict = Verdict { primaries, asked };
-        *heard = Some(verdict.clone());
-        Ok(verdict)
+        Verdict { primaries, asked }
+    }
+
+    /// What an operator should know, where not all Sentinels are asked.
+    pub(super) fn warning(&self) -> Option<String> {
+        let (named, there) = (self.nodes.len(), self.there.load(Ordering::Relaxed));
+        (named < there).then(|| {
+            format!(
+                "`store.url` names {named} of {there} Sentinels: a gate that is cut off together with \
+                 these and an old primary does not notice, and revoked entries stay valid there; name all"
+            )
+        })
     }
 
     async fn opinions(&self, connector: &Connector) -> Result<Vec<Opinion>, StoreError> {
@@ -152,9 +180,12 @@ impl Sentinels {
             question.query_async(conn).await;
         let unknown = || StoreError::Unreachable("its Sentinel does not know the primary".into());
         match answer {
-            Ok((Some(node), state)) => {
-                let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok());
-                Ok(epoch.map(|epoch| (epoch, node)).ok_or_else(unknown))
+            Ok((Some(primary), state)) => {
+                let number = |field| state.get(field).and_then(|n| n.parse::<u64>().ok());
+                let others = number("num-other-sentinels").unwrap_or(0);
+                let sentinels = usize::try_from(others).unwrap_or(0).saturating_add(1);
+                let epoch = number("config-epoch").ok_or_else(unknown);
+                Ok(epoch.map(|epoch| Opinion { epoch, primary, sentinels }))
             }
             Ok((None, _)) => Ok(Err(unknown())),
             // `No such master with that name`.

@@ -26,7 +26,9 @@ pub(super) async fn look(redis: &Redis) -> Vec<String> {
         Ok(Some((_, value))) => Appendfsync::Is(value),
         _ => Appendfsync::Hidden,
     };
-    judge(&info, &appendfsync, redis.config.wait_replicas)
+    let mut warnings = judge(&info, &appendfsync, redis.config.wait_replicas);
+    warnings.extend(redis.connector.warning());
+    warnings
 }
 
 fn judge(info: &str, appendfsync: &Appendfsync, wait_replicas: u32) -> Vec<String> {

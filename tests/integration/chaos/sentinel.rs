@@ -1,6 +1,5 @@
 //! Failovers by a real Sentinel that lose something.
 
-
 use otpgate::entry::Seed;
 use otpgate::store::Store;
 
