@@ -3,14 +3,14 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use otpgate::clock::SystemClock;
+use otpgate::clock::{Clock as _, SystemClock};
 use otpgate::config::{RedisConfig, RedisWrites, StoreConfig};
 use otpgate::store::url::StoreUrl;
-use otpgate::store::{Scope, Store, StoreError};
+use otpgate::store::{Scope, Step, Store, StoreError};
 use tokio::task::block_in_place;
 
 use crate::directory_follow::Gate;
@@ -24,21 +24,28 @@ struct StandIn {
     port: u16,
     connections: Arc<AtomicUsize>,
     commands: Arc<AtomicUsize>,
+    /// When the last command came.
+    asked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl StandIn {
     fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let stand_in = Self { port, connections: Arc::default(), commands: Arc::default() };
+        let (connections, commands, asked) = Default::default();
+        let stand_in = Self { port, connections, commands, asked };
         let (connections, commands) = (stand_in.connections.clone(), stand_in.commands.clone());
-        let answer = Arc::new(answer);
+        let asked = stand_in.asked.clone();
+        let answer = Arc::new(move |command: &str| {
+            commands.fetch_add(1, Ordering::Relaxed);
+            *asked.lock().unwrap() = Some(SystemClock.now().monotonic);
+            answer(command)
+        });
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 connections.fetch_add(1, Ordering::Relaxed);
-                let (stream, answer, commands) =
-                    (stream.unwrap(), answer.clone(), commands.clone());
-                std::thread::spawn(move || serve(stream, &*answer, &commands));
+                let (stream, answer) = (stream.unwrap(), answer.clone());
+                std::thread::spawn(move || serve(stream, &*answer));
             }
         });
         stand_in
@@ -75,7 +82,7 @@ impl StandIn {
     }
 }
 
-fn serve(stream: TcpStream, answer: &dyn Fn(&str) -> String, commands: &AtomicUsize) {
+fn serve(stream: TcpStream, answer: &dyn Fn(&str) -> String) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut writer = stream;
     let header = |reader: &mut BufReader<TcpStream>| -> Option<usize> {
@@ -93,7 +100,6 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&str) -> String, commands: &AtomicUs
             }
             words.push(String::from_utf8_lossy(&word[..length]).into_owned());
         }
-        commands.fetch_add(1, Ordering::Relaxed);
         if writer.write_all(answer(&words.join(" ")).as_bytes()).is_err() {
             return;
         }
@@ -145,6 +151,36 @@ async fn sentinels_that_write_the_primary_differently_agree() {
     while sentinels[0].commands() < before + 12 {
         let poll = follow.feed.poll(&follow.position).await;
         assert!(poll.is_ok(), "{poll:?}");
+    }
+}
+
+/// What a primary says is current as of when Sentinels said that it is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_current_beyond_what_sentinels_said() {
+    let rig = Rig::redis().await;
+    rig.ready().await;
+    let sentinel = StandIn::sentinel(rig.port(), 1, 0);
+    let store = through(&rig, &[sentinel.port], RedisWrites::Auto);
+    let (mut follow, _) = Follow::start(&store).await;
+    let before = sentinel.commands();
+    while sentinel.commands() < before + 4 {
+        create(&store, &format!("e{}", follow.position.version), "r").await.unwrap();
+        for _ in 0..3 {
+            let polled = SystemClock.now().monotonic;
+            let as_of = match follow.feed.poll(&follow.position).await {
+                Ok(Step::Changed { as_of, position, .. }) => {
+                    follow.position = position;
+                    as_of
+                }
+                Ok(Step::Current { as_of }) => as_of,
+                other => panic!("{other:?}"),
+            };
+            assert!(as_of <= sentinel.asked.lock().unwrap().expect("it was asked"));
+            assert!(
+                polled.saturating_duration_since(as_of) < Duration::from_secs(1),
+                "asked often"
+            );
+        }
     }
 }
 
