@@ -17,6 +17,8 @@ const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Longest pause while it cannot be reached, or is empty: the gate should be back soon after the store is.
 const RETRY_MAX_AWAY: Duration = Duration::from_millis(70);
+/// How long a server that is empty is asked on the same connection: another one may lead elsewhere.
+const KEPT_WHILE_EMPTY: Duration = Duration::from_secs(5);
 /// A full load that took less is repeated at once; gates that lose their place together share the store's
 /// time otherwise.
 const CHEAP_LOAD: Duration = Duration::from_millis(50);
@@ -114,6 +116,7 @@ impl Follower {
             Err(error) => return error,
         };
         feed.narrow(self.directory.scope().clone());
+        let kept_until = self.clock.now().monotonic + KEPT_WHILE_EMPTY;
         loop {
             let advanced = match &self.place {
                 None => self.load(feed.as_mut()).await,
@@ -126,10 +129,11 @@ impl Follower {
                 }
             };
             if let Err(error) = advanced {
-                if self.store.is_local() || !opens_later(&error) {
+                let is_late = self.clock.now().monotonic >= kept_until;
+                if is_late || self.store.is_local() || !opens_later(&error) {
                     return error;
                 }
-                // The connection is good.
+                // The connection is good: many gates that made another one each time were a burden.
                 self.note_trouble(&error);
                 self.wait_after(&error).await;
                 continue;

@@ -260,6 +260,26 @@ async fn a_server_that_is_loading_is_not_stormed() {
     assert!(!gate.directory.status().loaded);
 }
 
+/// It may be filled at any moment, so it is asked often: on the connection that is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_empty_is_not_stormed() {
+    let empty = StandIn::start(|command| match command.split(' ').next() {
+        Some("HELLO") => "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n".into(),
+        Some("HMGET") => "*2\r\n$-1\r\n$-1\r\n".into(),
+        Some("XREVRANGE") => "*0\r\n".into(),
+        _ => "$-1\r\n".into(),
+    });
+    let url = StoreUrl::parse(&format!("redis://127.0.0.1:{}", empty.port)).unwrap();
+    let rig = Rig::redis().await;
+    let store = Store::open(&StoreConfig { url, ..rig.config.clone() }).unwrap();
+    let start = SystemClock.now().monotonic;
+    let gate = Gate::start(store);
+    block_in_place(|| wait_until("it was asked often", || empty.commands() > 80));
+    let most = 1 + usize::try_from(start.elapsed().as_secs()).unwrap() / 5;
+    assert!(empty.connections() <= most, "{} connections", empty.connections());
+    assert!(!gate.directory.status().loaded);
+}
+
 /// A replica may be behind, whatever the log says that it has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_other_realms_prove_nothing_on_a_replica() {
