@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// What the relay does with connections.
@@ -21,8 +20,6 @@ type Switch = Arc<(Mutex<State>, Condvar)>;
 /// A relay to one port.
 pub(super) struct Relay {
     pub(super) port: u16,
-    /// Connections that were passed on.
-    pub(super) connections: Arc<AtomicUsize>,
     switch: Switch,
 }
 
@@ -30,12 +27,8 @@ impl Relay {
     pub(super) fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let switch: Switch = Arc::new((Mutex::new(State::Open), Condvar::new()));
-        let relay = Self {
-            port: listener.local_addr().expect("bound").port(),
-            connections: Arc::default(),
-            switch: switch.clone(),
-        };
-        let connections = relay.connections.clone();
+        let relay =
+            Self { port: listener.local_addr().expect("bound").port(), switch: switch.clone() };
         std::thread::spawn(move || {
             // Connections that come while it is silent wait in the kernel's queue.
             while until_heard(&switch) {
@@ -48,7 +41,6 @@ impl Relay {
                 for stream in [&client, &server] {
                     stream.set_nodelay(true).expect("a socket");
                 }
-                connections.fetch_add(1, Ordering::Relaxed);
                 let (from, to) = (client.try_clone(), server.try_clone());
                 let (from, to) = (from.expect("a socket"), to.expect("a socket"));
                 let there = switch.clone();
