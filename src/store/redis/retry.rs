@@ -7,17 +7,25 @@ use crate::clock::{Clock, SystemClock};
 /// The first pause, doubled each time, and the longest one.
 const PAUSE: Duration = Duration::from_millis(1);
 const MAX_PAUSE: Duration = Duration::from_millis(100);
+/// The longest one in a race: who paused for longer would lose to those who just came.
+const MAX_PAUSE_IN_RACE: Duration = Duration::from_millis(4);
 
 /// Says whether to try once more.
 pub(super) struct Retry {
     until: Instant,
     pause: Duration,
+    longest: Duration,
 }
 
 impl Retry {
     /// Tries begin until `patience` from now.
     pub(super) fn within(patience: Duration) -> Self {
-        Self { until: SystemClock.now().monotonic + patience, pause: PAUSE }
+        Self { until: SystemClock.now().monotonic + patience, pause: PAUSE, longest: MAX_PAUSE }
+    }
+
+    /// The same where the server is well, but others were quicker.
+    pub(super) fn racing(patience: Duration) -> Self {
+        Self { longest: MAX_PAUSE_IN_RACE, ..Self::within(patience) }
     }
 
     /// Pauses before the next try; `false`, at once, if it is too late for one.
@@ -27,7 +35,7 @@ impl Retry {
             return false;
         }
         tokio::time::sleep(pause).await;
-        self.pause = (2 * self.pause).min(MAX_PAUSE);
+        self.pause = (2 * self.pause).min(self.longest);
         true
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn run(
     keys: &Keys,
     work: &Work<'_>,
 ) -> Result<Value, RedisError> {
-    let mut retry = Retry::within(RACES);
+    let mut retry = Retry::racing(RACES);
     loop {
         if let Some(answer) = attempt(conn, keys, work).await? {
             return Ok(answer);

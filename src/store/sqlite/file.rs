@@ -382,3 +382,22 @@ fn is_failed_write(extended_code: i32) -> bool {
     ]
     .contains(&extended_code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No test that kills processes could tell: what was written is with the kernel then.
+    #[test]
+    fn acknowledged_writes_of_entries_wait_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        assert!(init(&path).unwrap());
+        let level = |db: Db| {
+            db.conn.query_row("PRAGMA synchronous", [], |row| row.get::<_, u8>(0)).unwrap()
+        };
+        let (normal, full) = (1, 2);
+        assert_eq!(level(Db::open(&path, &Phase::Open).unwrap()), full);
+        assert_eq!(level(Db::open_ledger(&path).unwrap()), normal);
+    }
+}
