@@ -127,6 +127,18 @@ impl RedisServer {
         self.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
     }
 
+    /// Waits until a replica of this server has all that it has.
+    pub(crate) fn wait_for(&self, replica: &Self) {
+        let offset = |server: &Self, name: &str| {
+            let info: String = server.run(&["INFO", "replication"]);
+            info.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
+        };
+        wait_until("the replica has all", || {
+            let sent = offset(self, "master_repl_offset:");
+            sent.is_some() && sent == offset(replica, "slave_repl_offset:")
+        });
+    }
+
     fn try_admin(&self) -> redis::RedisResult<redis::Connection> {
         let mut login = redis::RedisConnectionInfo::default().set_skip_set_lib_name();
         if let Some(password) = &self.options.password {

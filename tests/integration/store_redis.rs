@@ -550,7 +550,7 @@ async fn sentinel_leads_to_the_primary_and_to_the_next_one() {
     let url =
         format!("redis-sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port);
     let first = primary.port;
-    let rig = Rig::on_server(primary, &url);
+    let mut rig = Rig::on_server(primary, &url);
     works(&rig).await;
     // One that hangs costs its time-out once: the ledger, which connects by itself, cannot wait so long.
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -564,6 +564,8 @@ async fn sentinel_leads_to_the_primary_and_to_the_next_one() {
     let gate = Gate::start(rig.store());
     gate.until("the store is loaded", |gate| gate.directory.status().loaded).await;
 
+    // A failover loses what the replica does not have yet.
+    tokio::task::block_in_place(|| rig.server().wait_for(&replica));
     sentinel.run::<()>(&["SENTINEL", "FAILOVER", "main"]);
     let moved = || {
         let (_, port): (String, u16) =

@@ -46,7 +46,7 @@ fn the_primary_of_the_stores_slot_killed() {
     let gate = site.gate();
     let doomed = site.caller(Kind::Revoked, "doomed");
     let load = site.load(&[&gate], [site.callers(), vec![doomed.clone()]].concat());
-    wait_until("the replica has all", || site.rig.run::<i64>(&["WAIT", "1", "100"]) == 1);
+    site.redis_server().wait_for(replica);
     load.each_gate_answers(200, now());
     site.rig.server().kill();
     let killed = now();
