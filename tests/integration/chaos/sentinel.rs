@@ -155,6 +155,19 @@ fn a_failover_that_loses_the_tail() {
 
 #[test]
 fn an_old_primary_isolated_together_with_a_gate() {
+    isolate("Old primary isolated together with a gate", |relay, _| relay.silence());
+}
+
+/// Nothing hangs here: the gate has all the time to follow its old primary.
+#[test]
+fn an_old_primary_followed_by_a_gate_that_sentinels_refuse() {
+    isolate("Old primary reached by a gate, Sentinel refusing connections", |relay, trio| {
+        relay.refuse();
+        trio.sentinel.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+    });
+}
+
+fn isolate(scenario: &str, cut_off: impl FnOnce(&Relay, &Trio)) {
     let (primary, trio) = start();
     let relay = Relay::to(trio.sentinel.port);
     let url = trio.url(trio.sentinel.port);
@@ -165,7 +178,7 @@ fn an_old_primary_isolated_together_with_a_gate() {
     let load = site.load(&[&gate], [site.callers(), vec![doomed.clone()]].concat());
     load.each_gate_answers(200, now());
 
-    relay.silence();
+    cut_off(&relay, &trio);
     // The old primary is away for Sentinel and replica: their user may not do anything any more, nor may
     // anybody else what they do.
     cut_off(site.redis_server(), PEER);
@@ -188,7 +201,7 @@ fn an_old_primary_isolated_together_with_a_gate() {
         (closed - acknowledged).as_millis(),
         summary(&back)
     );
-    report("Old primary isolated together with a gate", &seen, &how_long);
+    report(scenario, &seen, &how_long);
 }
 
 /// The Sentinel answers, and so does the primary that it names, but there is another one.
