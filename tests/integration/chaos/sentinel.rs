@@ -106,14 +106,7 @@ fn a_failover_that_loses_the_tail() {
     let mut site = Site::on(|| async { Rig::on_server(primary, &url) });
     let gate = site.gate();
     let callers = site.callers();
-    wait_until("the replica has all", || {
-        let offset = |server: &RedisServer, name: &str| {
-            let info: String = server.run(&["INFO", "replication"]);
-            info.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
-        };
-        let sent = offset(site.redis_server(), "master_repl_offset:");
-        sent.is_some() && sent == offset(&trio.replica, "slave_repl_offset:")
-    });
+    site.redis_server().wait_for(&trio.replica);
     // Stopped, it does not take what comes; nothing waits for it in a connection.
     trio.replica.signal(libc::SIGSTOP);
     site.rig.run::<i64>(&["CLIENT", "KILL", "TYPE", "replica"]);
@@ -167,7 +160,7 @@ fn an_old_primary_followed_by_a_gate_that_sentinels_refuse() {
     });
 }
 
-fn isolate(scenario: &str, cut_off: impl FnOnce(&Relay, &Trio)) {
+fn isolate(scenario: &str, hide: impl FnOnce(&Relay, &Trio)) {
     let (primary, trio) = start();
     let relay = Relay::to(trio.sentinel.port);
     let url = trio.url(trio.sentinel.port);
@@ -177,8 +170,9 @@ fn isolate(scenario: &str, cut_off: impl FnOnce(&Relay, &Trio)) {
     let doomed = site.caller(Kind::Revoked, "doomed");
     let load = site.load(&[&gate], [site.callers(), vec![doomed.clone()]].concat());
     load.each_gate_answers(200, now());
+    site.redis_server().wait_for(&trio.replica);
 
-    cut_off(&relay, &trio);
+    hide(&relay, &trio);
     // The old primary is away for Sentinel and replica: their user may not do anything any more, nor may
     // anybody else what they do.
     cut_off(site.redis_server(), PEER);
@@ -225,6 +219,7 @@ fn an_old_primary_isolated_together_with_a_gate_and_one_of_three_sentinels() {
     let doomed = site.caller(Kind::Revoked, "doomed");
     let load = site.load(&[&gate], [site.callers(), vec![doomed.clone()]].concat());
     load.each_gate_answers(200, now());
+    site.redis_server().wait_for(&replica);
 
     // On one side the gate, the old primary and a Sentinel, on the other all else.
     relays.iter().for_each(Relay::silence);
