@@ -144,7 +144,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("otpgate: {failure}");
+            commands::note(format_args!("otpgate: {failure}"));
             if failure.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
@@ -153,7 +153,9 @@ pub fn main() -> ExitCode {
 /// Carries on without: a sandbox may forbid it, and refusing to start would protect nobody.
 fn keep(memory: Memory) {
     if let Err(error) = hardening::keep(memory) {
-        eprintln!("otpgate: cannot keep other processes from reading this one's memory: {error}");
+        commands::note(format_args!(
+            "otpgate: cannot keep other processes from reading this one's memory: {error}"
+        ));
     }
 }
 
@@ -171,7 +173,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Token(args) => commands::token::run(&args),
         Command::Client(args) => commands::block_on(async {
             Ok(commands::client::run(*args).await.unwrap_or_else(|error| {
-                eprintln!("otpgate: {error}");
+                commands::note(format_args!("otpgate: {error}"));
                 error.exit_code()
             }))
         }),

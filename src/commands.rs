@@ -31,6 +31,11 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         .map_err(|e| format!("cannot write the result: {e}").into())
 }
 
+/// Tells something on standard error. That nobody reads it is no reason to stop in the middle of work.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Adds to the audit trail, if that is a file, that a user of this machine wrote to
 /// the store. Gates that follow the store note in their own trails what that changes for them.
 pub(crate) fn note_write(action: &'static str, subject: Option<&Entry>, entries: Option<usize>) {

@@ -48,7 +48,7 @@ pub fn run(loaded: Result<Config, ConfigError>, form: Form) -> Result<ExitCode, 
         return print_json(problems, &warnings, form);
     }
     for warning in &warnings {
-        eprintln!("otpgate: unsafe: {warning}");
+        super::note(format_args!("otpgate: unsafe: {warning}"));
     }
     if !problems.is_empty() {
         return Err(problems.join("\notpgate: ").into());

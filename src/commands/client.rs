@@ -137,9 +137,9 @@ fn warn_of_arguments(args: &ClientArgs) {
         _ => None,
     };
     for flag in args.server.auth_seed.as_ref().map(|_| "--auth-seed").into_iter().chain(verified) {
-        eprintln!(
+        super::note(format_args!(
             "otpgate: a seed in `{flag}` shows in the list of processes: better `{flag}-file` or a variable"
-        );
+        ));
     }
 }
 

@@ -58,7 +58,7 @@ impl Progress {
             bar.set_position(done);
         } else if done / LINE_EVERY > self.told / LINE_EVERY {
             self.told = done;
-            eprintln!("{done} entries done");
+            super::note(format_args!("{done} entries done"));
         }
     }
 
