@@ -22,6 +22,8 @@ use crate::store::{Scope, Store};
 const RESTLESS: Duration = Duration::from_secs(10);
 /// How long a gate may take to be where the store is.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a gate is asked that is where the store is, but differs.
+const LOOKS: u32 = 3;
 /// Between two questions to a gate that is not there yet.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait for an answer of a gate; it may have to sum up many entries.
@@ -184,6 +186,7 @@ impl Gate {
     async fn judge(&self, verified: &Verified, scope: &Scope, sum: &Digest) -> Verdict {
         let start = SystemClock.now().monotonic;
         let at = &verified.position;
+        let mut looks = 0;
         loop {
             let held = match self.ask().await {
                 Ok(held) => held,
@@ -194,9 +197,13 @@ impl Gate {
             }
             let there = held.version == at.version.0 && held.nonce == at.nonce.0;
             if there && held.current {
-                return compare_sums(&held, sum);
-            }
-            if start.elapsed() > PATIENCE {
+                looks += 1;
+                let verdict = compare_sums(&held, sum);
+                // It may have been summing up while it applied what the store did since.
+                if looks == LOOKS || matches!(verdict, Verdict::Equal(_)) {
+                    return verdict;
+                }
+            } else if start.elapsed() > PATIENCE {
                 let (own, stores) = (held.version, at.version);
                 return Verdict::Different(vec![if there {
                     "its entries are not known to be current".to_owned()
