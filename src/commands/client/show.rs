@@ -30,7 +30,7 @@ pub(super) fn one(entry: &ShownEntry, json: bool) -> String {
         (field.as_str(), Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     });
     let rows = known.into_iter().chain(more).filter_map(|(field, value)| Some((field, value?)));
-    rows.map(|(field, value)| format!("{field:<20}{}\n", printable(&value))).collect()
+    rows.map(|(field, value)| format!("{:<20}{}\n", printable(field), printable(&value))).collect()
 }
 
 /// Prints entries one after the other.
