@@ -134,7 +134,7 @@ fn read_export(mut file: ExportFile, args: &ImportArgs) -> Result<Cargo, Failure
     drop(progress);
     let Checked { sealed, next_id, sha256, candidates, unopened, named, .. } = checked;
     if !sealed && !args.json {
-        eprintln!("otpgate: the export holds readable seeds: nothing shows who made it");
+        super::note("otpgate: the export holds readable seeds: nothing shows who made it");
     }
     let named =
         named.into_iter().map(|one| (format!("id {} ({})", one.id, one.principal), one.why));
@@ -165,12 +165,39 @@ async fn look(store: &Store, mut cargo: Cargo) -> Result<Report, Failure> {
 
 async fn import(store: &Store, mut cargo: Cargo) -> Result<Report, Failure> {
     let importer = store.begin_import(&cargo.tag).await?;
-    let filled = fill(importer.as_ref().unwrap_or(store), &mut cargo).await;
+    let filled = match &importer {
+        Some(importer) => fill_closed(importer, &mut cargo).await,
+        None => fill(store, &mut cargo).await,
+    };
     let compared = filled.map_err(|e| format!("{e}; run it again to go on"))?;
-    if let Some(importer) = &importer {
-        importer.end_import().await?;
-    }
     Ok(Report::new(compared, cargo.refused))
+}
+
+/// Fills a store that is closed until all is in it, and opens it: what gates do not find there then, they
+/// refuse.
+async fn fill_closed(importer: &Store, cargo: &mut Cargo) -> Result<Compared, Failure> {
+    let compared = fill(importer, cargo).await?;
+    // An import alone wrote there, of the same file.
+    if compared.clashes > 0 {
+        let count = compared.clashes;
+        return Err(format!(
+            "{count} entries that this import wrote before are not as in the file, so the store stays \
+             closed: was it begun with another `store.key_file`? Use that, or add it to \
+             `store.old_key_files`"
+        )
+        .into());
+    }
+    let again = compare(importer, cargo).await?;
+    if again.new + again.clashes > 0 {
+        let count = again.new + again.clashes;
+        return Err(format!(
+            "the store has lost or changed {count} entries that it took, so it stays closed: did it fail \
+             over?"
+        )
+        .into());
+    }
+    importer.end_import().await?;
+    Ok(compared)
 }
 
 async fn fill(target: &Store, cargo: &mut Cargo) -> Result<Compared, Failure> {

@@ -223,6 +223,7 @@ impl Store {
         same: fn(&Entry, &Entry) -> bool,
         mut progress: impl FnMut(u64),
     ) -> Result<Compared, ImportError> {
+        candidates.list.iter_mut().for_each(|one| one.fate = Fate::New);
         let (mut after, mut seen) = (None, 0);
         loop {
             let page = match self.list(after, PAGE).await {
