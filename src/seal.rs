@@ -59,6 +59,12 @@ impl fmt::Display for KeyId {
     }
 }
 
+/// Whether a blob is one of a store without sealing: whoever reads it has the seed.
+#[must_use]
+pub fn is_plain(blob: &[u8]) -> bool {
+    blob.first() == Some(&PLAIN)
+}
+
 struct SealingKey {
     id: [u8; KEY_ID_LEN],
     key: LessSafeKey,

@@ -1,5 +1,6 @@
 //! `otpgate store export`: all entries in a file.
 
+use std::fs;
 use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use crate::clock::SystemClock;
 use crate::config::Sealing;
 use crate::logging::init_file_trail;
 use crate::store::Store;
-use crate::store::export::Exported;
+use crate::store::export::{ExportFile, Exported};
 
 /// Arguments of `otpgate store export`.
 #[derive(Clone, Debug, Args)]
@@ -63,15 +64,19 @@ pub async fn run(args: ExportArgs) -> Result<ExitCode, Failure> {
                        `--reveal-seeds` if that is meant";
         return Err(refusal.into());
     }
+    if let Some(path) = args.file() {
+        check_replaceable(path)?;
+    }
     let _logging = init_file_trail(&config.log)?;
     let store = Store::open(&config.store)?;
     if args.reveal_seeds {
-        eprintln!("otpgate: the export holds seeds: whoever reads it can be anybody");
+        super::note("otpgate: the export holds seeds: whoever reads it can be anybody");
     }
     let result = tokio::select! {
         result = write(&store, &args) => result,
-        // What is half written is removed on the way out.
-        () = stopped() => Err("interrupted, nothing was exported".into()),
+        // What is half written is removed on the way out. On standard output nothing is, and who reads that
+        // may let this process wait for ever: signals end it as any other.
+        () = stopped(), if args.file().is_some() => Err("interrupted, nothing was exported".into()),
     };
     Event {
         action: "store_export",
@@ -84,6 +89,23 @@ pub async fn run(args: ExportArgs) -> Result<ExitCode, Failure> {
     .log();
     tell(&result?, &args)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails if something stands at `path` that is no export: a mistyped name must not cost a key, a database or
+/// a device.
+fn check_replaceable(path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    let refuse = |what: &str| format!("`{name}` is {what}, it is not replaced: name another file");
+    let meta = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|e| format!("cannot write `{name}`: {e}"))?,
+    };
+    if !meta.is_file() {
+        return Err(refuse("no regular file").into());
+    }
+    let is_export = meta.len() == 0
+        || ExportFile::is_one(path).map_err(|e| format!("cannot read what is in `{name}`: {e}"))?;
+    if is_export { Ok(()) } else { Err(refuse("there and no export").into()) }
 }
 
 async fn write(store: &Store, args: &ExportArgs) -> Result<Exported, Failure> {
@@ -100,7 +122,7 @@ async fn write(store: &Store, args: &ExportArgs) -> Result<Exported, Failure> {
     let exported = store.export(draft.as_file_mut(), args.reveal_seeds, clock, reach).await?;
     draft.as_file().sync_all().map_err(cannot)?;
     draft.persist(path).map_err(|e| cannot(e.error))?;
-    std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(cannot)?;
+    fs::File::open(directory).and_then(|d| d.sync_all()).map_err(cannot)?;
     Ok(exported)
 }
 

@@ -10,8 +10,8 @@
 //! Later lines of a principal replace earlier ones: what changes while the store is read comes after
 //! it, so that the file is exact at the trailer's `version`, however long reading took. `blob` is what
 //! the store holds, sealed, in base64; it opens only as that entry's. With seeds revealed there is
-//! `entry` in its place, the plain payload. `sha256` is that of all lines before the trailer: a cut or
-//! changed file is noticed, but anybody can make one for a file of their own.
+//! `entry` in its place, the plain payload. `sha256` is that of all lines, the trailer with `""` in its place:
+//! a cut or changed file is noticed, but anybody can make one for a file of their own.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use super::{Position, Row, Step, Store, StoreError, Version, payload};
 use crate::clock::{Clock, UnixTime};
 use crate::entry::{EntryId, Principal};
-use crate::seal::KeyId;
+use crate::seal;
 
 mod read;
 
@@ -184,6 +184,21 @@ struct Trailer {
     sha256: String,
 }
 
+impl Trailer {
+    /// As it stands in the file.
+    fn text(&self) -> String {
+        serde_json::to_string(self).expect("plain data serialises")
+    }
+
+    /// What `sha256` must be, given the digest of all lines before.
+    fn sum(&self, mut digest: Context) -> String {
+        let Self { end, records, unopened, version, next_id, .. } = *self;
+        let open = Self { end, records, unopened, version, next_id, sha256: String::new() };
+        digest.update(open.text().as_bytes());
+        HEXLOWER.encode(digest.finish().as_ref())
+    }
+}
+
 /// What begins every line of an entry.
 #[derive(Serialize)]
 struct Who<'a> {
@@ -223,7 +238,7 @@ impl<'a> Lines<'a> {
                 let payload = payload::write(&entry);
                 Ok(self.line(&[who.as_bytes(), b",\"entry\":", &payload, b"}"])?)
             }
-            _ if KeyId::of(&row.blob.0).is_none() && !row.blob.0.is_empty() => {
+            _ if seal::is_plain(&row.blob.0) && !self.reveal => {
                 Err(ExportError::NotSealed(row.principal.clone()))
             }
             _ => {
@@ -240,12 +255,11 @@ impl<'a> Lines<'a> {
 
     fn trailer(mut self, version: Version, next_id: EntryId) -> io::Result<()> {
         self.flush()?;
-        let sha256 = HEXLOWER.encode(self.digest.clone().finish().as_ref());
         let (records, unopened) = (self.records, self.unopened);
-        let (version, next_id) = (version.0, next_id.0);
-        let trailer = Trailer { end: true, records, unopened, version, next_id, sha256 };
-        let line = serde_json::to_string(&trailer).expect("plain data serialises");
-        self.line(&[line.as_bytes()])?;
+        let (version, next_id, sha256) = (version.0, next_id.0, String::new());
+        let mut trailer = Trailer { end: true, records, unopened, version, next_id, sha256 };
+        trailer.sha256 = trailer.sum(self.digest.clone());
+        self.line(&[trailer.text().as_bytes()])?;
         self.flush()?;
         self.out.flush()
     }

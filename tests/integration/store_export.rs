@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{ALICE, Gate, Sandbox, eventually, http, stderr, stdout, token};
 use crate::peers::echo::Echo;
-use crate::store_rig::{Rig, create, entry, opened, verify, who};
+use crate::store_rig::{Place, Rig, create, entry, opened, verify, who};
 
 on_stores!([sqlite, redis, cluster, scriptless] [
     a_file_is_the_store_at_one_version,
@@ -29,6 +29,7 @@ on_stores!([sqlite, redis, cluster, scriptless] [
     nothing_is_written_of_a_file_that_is_not_whole,
     entries_come_beside_those_that_are_there,
     what_does_not_open_is_told,
+    what_is_not_whole_stays_closed,
 ]);
 
 /// Exports to a file beside the store.
@@ -369,6 +370,8 @@ async fn nothing_is_written_of_a_file_that_is_not_whole(rig: Rig) {
         (good[..good.len() - 1].to_owned(), "the end is missing"),
         (without(3), "changed or damaged"),
         (good.replace("n3", "n9"), "changed or damaged"),
+        (good.replace("\"next_id\":6", "\"next_id\":5"), "changed or damaged"),
+        (good.replace("\"version\":1", "\"version\":2"), "changed or damaged"),
         (
             good.replace("\"next_id\":6", "\"next_id\":7").replace("_export\":1", "_export\":2"),
             "number 2",
@@ -452,6 +455,71 @@ async fn what_does_not_open_is_told(rig: Rig) {
         report(&import(&copy, &rig, &file, &["--json", "--skip-unopened"]));
     assert_eq!((imported, refused.len()), (2, 2));
     assert_eq!(listed(&copy.store()).await, [entries[0].clone(), entries[3].clone()]);
+    // Damage of any kind does not stand in the way of the rest's backup.
+    let broken = b"\x01?";
+    match &rig.place {
+        Place::Sqlite(_) => {
+            let sql = "UPDATE entries SET blob = ?1 WHERE id = 4";
+            rig.sqlite_file().execute(sql, [broken]).unwrap();
+        }
+        _ => {
+            rig.set(&rig.entry_key(&entries[3].principal), &[b"1:4:", &broken[..]].concat());
+            rig.run::<()>(&["DEL", &rig.entry_key(&entries[2].principal)]);
+        }
+    }
+    for args in [&[][..], &["--reveal-seeds"]] {
+        let (file, told) = export(&rig, args);
+        assert_eq!((&told["entries"], &told["unopened"]), (&json!(4), &json!(3)));
+        let copy = Rig::sqlite().await;
+        let done = import(&copy, &rig, &file, &["--json", "--skip-unopened"]);
+        assert_eq!(report(&done).0, 1);
+        assert_eq!(listed(&copy.store()).await, entries[..1]);
+    }
+}
+
+/// Who goes on with another key, or on a server that forgot something, does not open what is not whole.
+async fn what_is_not_whole_stays_closed(rig: Rig) {
+    const COUNT: u64 = 6_000;
+    let source = Rig::sqlite().await;
+    let from = source.ready().await;
+    let entries: Vec<_> = (1..=COUNT).map(|id| entry(id, who(&format!("n{id}"), "r"))).collect();
+    insert(&from, &entries).await;
+    let (file, _) = export(&source, &[]);
+    let signal = |running: &Child, signal: i32| {
+        let pid = i32::try_from(running.id()).unwrap();
+        // SAFETY: kill takes two integers; the process is our child and not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    };
+
+    let mut running = start_import(&rig, &source, &file);
+    signal(&running, libc::SIGSTOP);
+    match &rig.place {
+        Place::Sqlite(_) => {
+            rig.sqlite_file().execute("DELETE FROM entries WHERE id = 7", []).unwrap();
+        }
+        _ => {
+            rig.run::<()>(&["DEL", &rig.entry_key(&entries[6].principal)]);
+            rig.run::<()>(&["ZREM", &rig.key("ids"), "r/n7"]);
+        }
+    }
+    signal(&running, libc::SIGCONT);
+    assert_eq!(tokio::task::block_in_place(|| running.wait().unwrap()).code(), Some(1));
+    assert_eq!(rig.store().count().await, Err(StoreError::Importing));
+
+    let Sealing::KeyFile { path, .. } = &source.config.sealing else { unreachable!() };
+    let args = ["import", &file, "--export-key-file", path.to_str().unwrap()];
+    let mut other = rig.command_with(&rig.keys("other.key", &[]), &args);
+    let refused = tokio::task::block_in_place(|| other.output().unwrap());
+    assert_eq!(refused.status.code(), Some(1), "{}", stdout(&refused));
+    assert!(stderr(&refused).contains("so the store stays closed"), "{}", stderr(&refused));
+    assert_eq!(rig.store().count().await, Err(StoreError::Importing));
+
+    // With the new key, and the one that it was begun with.
+    let keys = rig.keys("other.key", &["sealing.key"]);
+    let mut both = rig.command_with(&keys, &args);
+    let done = tokio::task::block_in_place(|| both.output().unwrap());
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert_eq!(listed(&rig.with_sealing(keys)).await, entries);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -487,20 +555,39 @@ async fn a_file_is_private_and_there_when_it_is_whole() {
     let store = rig.ready().await;
     create(&store, "a", "r").await.unwrap();
     let file = rig.path("backup");
-    std::fs::write(&file, "yesterday's").unwrap();
     let args = ["export", "--output", file.to_str().unwrap()];
+    assert!(rig.run_command(&args).status.success());
+    let yesterdays = std::fs::read(&file).unwrap();
+    create(&store, "b", "r").await.unwrap();
     let trail = rig.path("audit.log");
     let mut command = rig.command(&args);
     command.env("OTPGATE_LOG__AUDIT", format!("file:{}", trail.display()));
     assert!(command.output().unwrap().status.success());
     let mode = |file: &Path| std::fs::metadata(file).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&file), 0o600);
+    assert_ne!(std::fs::read(&file).unwrap(), yesterdays);
     let audit = std::fs::read_to_string(&trail).unwrap();
     for part in ["store_export", "done", "\"seeds\":false"] {
         assert!(audit.contains(part), "{part} in {audit}");
     }
     let whole = std::fs::read_to_string(&file).unwrap();
     assert!(whole.ends_with("\"}\n") && whole.contains("\"sha256\""), "{whole}");
+    // A slip of the keyboard costs no key, no database, no device.
+    let fifo = std::ffi::CString::new(rig.path("fifo").to_str().unwrap()).unwrap();
+    // SAFETY: the path is a string that ends in a zero, and lives until the call is over.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    std::os::unix::fs::symlink(&file, rig.path("link")).unwrap();
+    for name in ["sealing.key", "store.db", "fifo", "link", "."] {
+        let place = rig.path(name);
+        let before = std::fs::symlink_metadata(&place).unwrap();
+        let output = rig.run_command(&["export", "--output", place.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(stderr(&output).contains("it is not replaced"), "{name}: {}", stderr(&output));
+        assert_eq!(std::fs::symlink_metadata(&place).unwrap().ino(), before.ino(), "{name}");
+    }
+    std::fs::write(rig.path("made"), "").unwrap();
+    let made = rig.path("made");
+    assert!(rig.run_command(&["export", "-o", made.to_str().unwrap()]).status.success());
     // What cannot be made whole leaves the one before, and nothing else.
     let files = || std::fs::read_dir(rig.path("")).unwrap().count();
     let plain = rig.with_sealing(Sealing::Off);

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::BASE64;
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -118,18 +118,27 @@ pub struct ExportFile {
 }
 
 impl ExportFile {
+    /// Whether a file begins as an export does.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn is_one(path: &Path) -> io::Result<bool> {
+        let mut start = [0; HEADER_START.len()];
+        match File::open(path)?.read_exact(&mut start) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| start == HEADER_START),
+        }
+    }
+
     /// Opens a file; `None` if it is no export. Entries are opened with the keys of `sealer`.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn open(path: &Path, sealer: Sealer) -> io::Result<Option<Self>> {
-        let mut file = BufReader::with_capacity(CHUNK, File::open(path)?);
-        let mut start = [0; HEADER_START.len()];
-        let is_export = file.read_exact(&mut start).is_ok() && start == HEADER_START;
-        if !is_export {
+        if !Self::is_one(path)? {
             return Ok(None);
         }
-        file.rewind()?;
+        let file = BufReader::with_capacity(CHUNK, File::open(path)?);
         let line = Zeroizing::new(Vec::with_capacity(MAX_LINE + 1));
         Ok(Some(Self { file, at: 0, line, sealer }))
     }
@@ -166,8 +175,7 @@ impl ExportFile {
         if self.next()? || !self.line.is_empty() {
             return Err(ReadError::Longer(number + 1));
         }
-        let sha256 = HEXLOWER.encode(digest.finish().as_ref());
-        if trailer.sha256 != sha256 || trailer.records != records || !trailer.end {
+        if trailer.sha256 != trailer.sum(digest) || trailer.records != records || !trailer.end {
             return Err(ReadError::Changed);
         }
         let (candidates, unopened) = found.sort().map_err(ReadError::TwoWithId)?;
@@ -182,7 +190,7 @@ impl ExportFile {
             sealed: header.sealed,
             version: trailer.version,
             next_id: EntryId(trailer.next_id),
-            sha256,
+            sha256: trailer.sha256,
             candidates,
             unopened: unopened.len() as u64,
             named,
