@@ -18,8 +18,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use tokio::sync::RwLock;
 
-use crate::harness::{ALICE, Gate, Sandbox, eventually, http, stderr, stdout, token};
+use crate::harness::{ALICE, BOB, Gate, Sandbox, eventually, http, otpgate, stderr, stdout, token};
 use crate::peers::echo::Echo;
 use crate::store_rig::{Place, Rig, create, entry, opened, verify, who};
 
@@ -650,4 +651,82 @@ async fn an_export_that_is_ended_leaves_nothing() {
     let said: Vec<_> = lines.collect();
     assert!(said.iter().any(|line| line.contains("interrupted")), "{said:?}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// The manual's way from SQLite to Redis, step by step, with two gates: no call is refused or fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_notice_no_move() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let upstream = format!("[proxy]\nupstream = '{}'\n", echo.address);
+    // The calls that each gate gets, which a balancer would send there, and those under way.
+    let gates: Vec<_> = [0, 1].map(|_| sandbox.serve(&upstream)).into();
+    let mut running = Vec::new();
+    for gate in gates {
+        running.push(Some(gate.ready().await));
+    }
+    let base = |gate: &Option<Gate>| gate.as_ref().unwrap().proxy.clone();
+    let targets: Vec<_> = running.iter().map(|gate| RwLock::new(Some(base(gate)))).collect();
+    let targets = Arc::new(targets);
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers = [("alice", "shop", ALICE), ("bob", "lab", BOB)].map(|(name, realm, seed)| {
+        let (targets, stop) = (targets.clone(), stop.clone());
+        tokio::spawn(async move {
+            let (mut seen, client) = (BTreeMap::<u16, usize>::new(), http());
+            for turn in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                // Held while the call is under way.
+                let target = targets[turn % 2].read().await;
+                let Some(base) = &*target else { continue };
+                let call = client.get(format!("{base}/")).header("X-Auth-Name", name);
+                let call = call.header("X-Auth-Realm", realm).header("X-Auth-Token", token(seed));
+                *seen.entry(call.send().await.unwrap().status().as_u16()).or_default() += 1;
+                drop(target);
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+            seen
+        })
+    });
+
+    let rig = Rig::redis().await;
+    let (file, key) = (sandbox.path("move.export"), sandbox.path("store.key"));
+    std::fs::copy(rig.path("sealing.key"), &key).unwrap();
+    let [file, key] = [&file, &key].map(|path| path.to_str().unwrap().to_owned());
+    let old_key = sandbox.path("otpgate.db.key").to_str().unwrap().to_owned();
+    let redis = format!("redis://127.0.0.1:{}", rig.port());
+    let store = |args: &[&str]| {
+        let mut command = otpgate();
+        command.arg("store").args(args);
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    let done = store(&["export", "--store", &sandbox.store(), "--output", &file]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let keys = ["--key-file", &key, "--export-key-file", &old_key];
+    let done = store(&[&["import", "--store", &redis][..], &keys, &[&file]].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    for (gate, target) in running.iter_mut().zip(&*targets) {
+        // Taken out of the balancer, restarted, and put in again.
+        *target.write().await = None;
+        let old = gate.take().unwrap();
+        old.signal(libc::SIGTERM);
+        assert!(tokio::task::block_in_place(|| old.wait()).success());
+        let settings = format!("{upstream}[store]\nurl = '{redis}'\nkey_file = '{key}'\n");
+        *gate = Some(sandbox.serve(&settings).ready().await);
+        *target.write().await = Some(base(gate));
+    }
+    let mut args = vec!["verify", "--store", &redis, "--key-file", &key];
+    for gate in &running {
+        args.extend(["--gate", &gate.as_ref().unwrap().ops]);
+    }
+    let equal = store(&args);
+    assert!(equal.status.success(), "{}{}", stdout(&equal), stderr(&equal));
+    // Some more calls, on the new store alone.
+    let before = echo.seen();
+    eventually("calls go on", || async { (echo.seen() > before + 20).then_some(()) }).await;
+    stop.store(true, Ordering::SeqCst);
+    for caller in callers {
+        let seen = caller.await.unwrap();
+        assert!(seen.keys().eq([&200]), "{seen:?}");
+    }
 }

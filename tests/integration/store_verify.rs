@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use otpgate::entry::{Entry, EntryId};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 
-use crate::harness::{Gate, Sandbox, stderr, stdout};
+use crate::harness::{Gate, Sandbox, http, stderr, stdout};
 use crate::redis_server::{Options, RedisServer};
 use crate::store_rig::{Place, Rig, create, entry, opened, verify, who};
 
@@ -283,4 +285,56 @@ async fn what_may_not_be_looked_at_is_told() {
     let (sound, report) = verify(&rig, &[]);
     assert!(sound, "{report}");
     assert!(report["left_out"][0].as_str().unwrap().contains("SCAN is refused"), "{report}");
+}
+
+/// Answers with these, one after the other, the last one again and again; its address.
+async fn answering(answers: Vec<Value>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        for turn in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                stream.read_line(&mut line).await.unwrap();
+            }
+            let body = answers[turn.min(answers.len() - 1)].to_string();
+            let length = body.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+/// A gate may be asked just when it applies a change, and sum up some of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_that_differs_is_asked_again() {
+    let rig = Rig::sqlite().await;
+    create(&rig.ready().await, "a", "r").await.unwrap();
+    let sandbox = Sandbox::new();
+    let gate = gate(&sandbox, &rig, "").await;
+    let told = http().get(format!("{}/directory", gate.ops)).send().await.unwrap();
+    let told: Value = told.json().await.unwrap();
+    let with = |key: &str, value: Value| {
+        let mut told = told.clone();
+        told[key] = value;
+        told
+    };
+    let mixed = with("contents", json!("0000000000000000"));
+    let moment = answering(vec![told.clone(), mixed.clone(), told.clone()]).await;
+    assert!(verify(&rig, &[&moment]).0, "that was a moment");
+    let stale = with("current", json!(false));
+    for (answers, what) in [
+        (vec![mixed.clone()], "holds other contents than the store"),
+        (vec![told.clone(), mixed.clone(), stale], "its entries are not known to be current"),
+        (vec![with("nonce", json!("x"))], "follows another change log"),
+    ] {
+        let (equal, report) = verify(&rig, &[&answering(answers).await]);
+        let found = differences(&report);
+        assert!(!equal && found[0].len() == 1 && found[0][0].contains(what), "{report}");
+    }
 }
