@@ -266,7 +266,23 @@ async fn writes_may_go_on(rig: Rig) {
         let (equal, report) = verify(&rig, &[&gate.ops]);
         assert!(equal, "{report}");
     }
-    stop.store(true, Ordering::SeqCst);
+    // Until then it waits, and takes nothing that just changes for a difference.
+    gently.store(false, Ordering::SeqCst);
+    let before = done.load(Ordering::SeqCst);
+    let (equal, report) = std::thread::scope(|scope| {
+        let verifying = scope.spawn(|| {
+            let report = rig.command(&["verify", "--json", "--gate", &gate.ops]).output().unwrap();
+            (report.status.success(), stdout(&report))
+        });
+        tokio::task::block_in_place(|| {
+            while done.load(Ordering::SeqCst) < before + 40 && !verifying.is_finished() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stop.store(true, Ordering::SeqCst);
+            verifying.join().unwrap()
+        })
+    });
+    assert!(equal, "{report}");
     writer.await.unwrap();
     let (equal, report) = verify(&rig, &[&gate.ops]);
     assert!(equal, "{report}");
