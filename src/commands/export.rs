@@ -26,7 +26,8 @@ use crate::store::export::{ExportFile, Exported};
 pub struct ExportArgs {
     #[command(flatten)]
     settings: Settings,
-    /// File to write, for its owner alone; it appears when it is complete, in place of an older one
+    /// File to write, for its owner alone; it appears when it is complete, in place of an older
+    /// export
     /// [default: standard output; `-` also if that is a terminal]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -68,7 +69,7 @@ pub async fn run(args: ExportArgs) -> Result<ExitCode, Failure> {
         check_replaceable(path)?;
     }
     let _logging = init_file_trail(&config.log)?;
-    let store = Store::open(&config.store)?;
+    let store = Store::open_as_it_is(&config.store)?;
     if args.reveal_seeds {
         super::note("otpgate: the export holds seeds: whoever reads it can be anybody");
     }

@@ -96,9 +96,11 @@ pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
     let config = args.settings.load()?;
     let cargo = read(&args, &config).map_err(|e| format!("`{}`: {e}", args.file.display()))?;
     let _logging = init_file_trail(&config.log)?;
-    let store = Store::open(&config.store)?;
-    let report =
-        if args.dry_run { look(&store, cargo).await? } else { import(&store, cargo).await? };
+    let report = if args.dry_run {
+        look(&Store::open_as_it_is(&config.store)?, cargo).await?
+    } else {
+        import(&Store::open(&config.store)?, cargo).await?
+    };
     super::print(&text_of(&report, &args))?;
     Ok(if report.refused.count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -79,6 +79,19 @@ impl Store {
         Ok(Self::new(backend(config)?, sealer))
     }
 
+    /// As [`Self::open`], to read only what is there: makes no key.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as_it_is(config: &StoreConfig) -> Result<Self, OpenError> {
+        let sealer = match missing_key(config)? {
+            // There is no database either.
+            Some(_) => Sealer::off(),
+            None => sealer(config)?,
+        };
+        Ok(Self::new(backend(config)?, sealer))
+    }
+
     /// Whether [`Self::open`] would succeed; makes no key.
     ///
     /// # Errors

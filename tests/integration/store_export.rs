@@ -20,7 +20,9 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
-use crate::harness::{ALICE, BOB, Gate, Sandbox, eventually, http, otpgate, stderr, stdout, token};
+use crate::harness::{
+    ALICE, BOB, Gate, Sandbox, eventually, http, otpgate, run, stderr, stdout, token,
+};
 use crate::peers::echo::Echo;
 use crate::store_rig::{Place, Rig, create, entry, opened, verify, who};
 
@@ -626,6 +628,23 @@ async fn a_dump_is_imported_as_a_whole_too() {
     assert!(imported > 0 && present >= 1_000, "{present} were there already");
     assert_eq!(rig.store().count().await, Ok(4_000));
     assert!(verify(&rig, &[]).0);
+}
+
+/// A mistyped store leaves nothing behind, not even a key.
+#[test]
+fn who_only_looks_makes_nothing() {
+    let (from, to) = (Sandbox::with_entries(), Sandbox::new());
+    let (file, folder) = (from.path("file"), to.path(""));
+    let file = file.to_str().unwrap();
+    let done = run(&["store", "export", "--store", &from.store(), "-o", file]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let key = from.path("otpgate.db.key");
+    let dry = ["import", "--dry-run", "--export-key-file", key.to_str().unwrap(), file];
+    for (args, code) in [(&dry[..], 0), (&["export", "-o", "-"], 1), (&["verify"], 1)] {
+        let output = run(&[&["store"][..], args, &["--store", &to.store()]].concat());
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "{args:?}");
+    }
 }
 
 /// Who ends an export leaves no half of one behind.
