@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands;
 use crate::config::Config;
@@ -35,6 +35,14 @@ enum Command {
     Client(Box<commands::client::ClientArgs>),
     /// Work on the store directly, also while gates run on it
     Store(commands::store::StoreArgs),
+    /// Tell which route governs a request, and what follows from it
+    Explain(commands::explain::ExplainArgs),
+    /// Ask a running gate whether it is healthy; exit code 0 if it is
+    Healthcheck(commands::healthcheck::HealthcheckArgs),
+    /// Print the script that lets a shell complete this command line
+    Completions(commands::manual::CompletionsArgs),
+    /// Print the manual page
+    Man(commands::manual::ManArgs),
 }
 
 /// Where settings come from, for every command that needs them.
@@ -74,7 +82,11 @@ impl Settings {
         self.load_with(Vec::new())
     }
 
-    fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
+    /// The same, with flags of a command's own.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
         let flags: Vec<_> = self.flags().into_iter().chain(more).collect();
         load::load(self.config.as_deref(), std::env::vars_os(), &flags)
     }
@@ -178,6 +190,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             }))
         }),
         Command::Store(args) => commands::store::run(args),
+        Command::Explain(args) => commands::explain::run(&args),
+        Command::Healthcheck(args) => commands::block_on(commands::healthcheck::run(args)),
+        Command::Completions(args) => commands::manual::completions(&args, Cli::command()),
+        Command::Man(args) => commands::manual::man(&args, Cli::command()),
     }
 }
 

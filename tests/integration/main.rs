@@ -17,6 +17,7 @@ mod attack;
 mod audit;
 mod chaos;
 mod cli;
+mod cli_help;
 mod client_list;
 mod conformance;
 mod demo;
