@@ -21,8 +21,10 @@ use crate::store::export::{Checked, ExportFile};
 use crate::store::import::{Candidates, Compared, Source};
 use crate::store::open::opener;
 
+mod database;
 mod dump;
 
+use database::Database;
 use dump::Dump;
 
 /// How every SQLite file begins.
@@ -38,7 +40,7 @@ const MAX_NAMED: usize = 1_000;
 pub struct ImportArgs {
     #[command(flatten)]
     settings: Settings,
-    /// File that `otpgate store export` or `manage.py dumpdata` wrote
+    /// File that `otpgate store export` or `manage.py dumpdata` wrote, or ungleich-otp's db.sqlite3
     file: PathBuf,
     /// File with a sealing key that an export's entries need beside the keys of this store; can be given
     /// several times
@@ -112,19 +114,21 @@ fn read(args: &ImportArgs, config: &Config) -> Result<Cargo, Failure> {
         return read_export(file, args);
     }
     let text = std::fs::read(&args.file).map(Zeroizing::new)?;
-    if text.starts_with(SQLITE) {
-        let refusal =
-            "it is an SQLite file: give an export of it, or what `manage.py dumpdata` writes";
-        return Err(refusal.into());
-    }
-    let dump = Dump::read(&text, SystemClock.now().unix)
-        .map_err(|e| format!("it is neither an export nor a `dumpdata` file: {e}"))?;
+    let now = SystemClock.now().unix;
+    let (dump, next_id) = if text.starts_with(SQLITE) {
+        let Database { records, next_id } = database::read(&args.file)?;
+        (Dump::of(records.into_iter(), now), next_id)
+    } else {
+        let dump = Dump::read(&text, now)
+            .map_err(|e| format!("it is neither an export nor a `dumpdata` file: {e}"))?;
+        (dump, None)
+    };
     let named = dump.refused.clone();
     Ok(Cargo {
         candidates: dump.candidates(),
         same: |old, new| (old.id, &old.seed) == (new.id, &new.seed),
         tag: HEXLOWER.encode(digest(&SHA256, &text).as_ref()),
-        next_id: None,
+        next_id,
         refused: Refused { count: named.len() as u64, named },
         source: Box::new(dump),
     })

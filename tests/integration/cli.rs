@@ -312,6 +312,87 @@ fn import_takes_what_it_can_and_tells_the_rest() {
     assert_eq!(json(&stdout(&next))["id"], 10);
 }
 
+/// A database as Django makes it for ungleich-otp.
+fn django_database(path: &std::path::Path, app: &str) -> rusqlite::Connection {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.execute_batch(&format!(
+        "CREATE TABLE \"auth_user\" (\"id\" integer NOT NULL PRIMARY KEY AUTOINCREMENT, \"username\" varchar(150) NOT NULL);
+         CREATE TABLE \"{app}_otpseed\" (\"id\" integer NOT NULL PRIMARY KEY AUTOINCREMENT, \"name\" varchar(128) NOT NULL,
+             \"realm\" varchar(128) NOT NULL, \"seed\" varchar(128) NOT NULL);
+         CREATE UNIQUE INDEX \"{app}_otpseed_name_realm\" ON \"{app}_otpseed\" (\"name\", \"realm\");"
+    ))
+    .unwrap();
+    conn
+}
+
+#[test]
+fn import_takes_the_database_of_ungleich_otp() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("db.sqlite3");
+    let django = django_database(&file, "otpauth");
+    for (id, name, seed) in [
+        (7, "a", "JBSWY3DPEHPK3PXP"),
+        (9, "b", "gezdgnbvgy3tqojqgezdgnbvgy"),
+        (10, "bad", "hunter2!"),
+        (20, "gone", "JBSWY3DPEHPK3PXP"),
+    ] {
+        let sql = "INSERT INTO otpauth_otpseed VALUES (?1, ?2, 'r', ?3)";
+        django.execute(sql, (id, name, seed)).unwrap();
+    }
+    django
+        .execute("INSERT INTO otpauth_otpseed VALUES (11, x'00', 'r', 'JBSWY3DPEHPK3PXP')", [])
+        .unwrap();
+    django.execute("DELETE FROM otpauth_otpseed WHERE name = 'gone'", []).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let import = |extra: &[&str]| {
+        let store = sandbox.store();
+        let arguments = ["store", "import", "--store", &store, "--json", file.to_str().unwrap()];
+        let output = run(&[&arguments, extra].concat());
+        assert!(!(stdout(&output) + &stderr(&output)).contains("hunter2"));
+        (output.status.code(), json(&stdout(&output)))
+    };
+    for (extra, imported, present) in [(&["--dry-run"][..], 2, 0), (&[], 2, 0), (&[], 0, 2)] {
+        let (code, report) = import(extra);
+        let counts = (&report["imported"], &report["present"]);
+        assert_eq!((code, counts), (Some(1), (&Value::from(imported), &Value::from(present))));
+        let reasons: Vec<_> =
+            report["refused"].as_array().unwrap().iter().map(|r| r["reason"].clone()).collect();
+        let expected = ["its seed is not base32", "its name, realm and seed are not all texts"];
+        assert_eq!(reasons, expected);
+    }
+    assert!(std::fs::read(&file).unwrap() == before, "it is only read");
+    // Also numbers of entries that are gone are not given again.
+    let next = run(&["store", "bootstrap", "--store", &sandbox.store(), "--json"]);
+    assert_eq!(json(&stdout(&next))["id"], 21);
+}
+
+#[test]
+fn import_of_other_databases_is_refused() {
+    let sandbox = Sandbox::new();
+    let refusal = |file: &std::path::Path| {
+        let output = run(&["store", "import", "--store", &sandbox.store(), file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        stderr(&output)
+    };
+    let other = sandbox.path("other.sqlite3");
+    rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
+    assert!(refusal(&other).contains("no table `..._otpseed`"));
+    // A view could run what somebody else wrote.
+    let view = sandbox.path("view.sqlite3");
+    let sql = "CREATE VIEW a_otpseed AS SELECT 1 AS id, 'a' AS name, 'r' AS realm, 'JBSWY3DPEHPK3PXP' AS seed";
+    rusqlite::Connection::open(&view).unwrap().execute_batch(sql).unwrap();
+    assert!(refusal(&view).contains("no table `..._otpseed`"));
+    let two = sandbox.path("two.sqlite3");
+    drop(django_database(&two, "a"));
+    let conn = rusqlite::Connection::open(&two).unwrap();
+    conn.execute_batch("CREATE TABLE b_otpseed (id, name, realm, seed)").unwrap();
+    assert!(refusal(&two).contains("(a_otpseed, b_otpseed)"), "{}", refusal(&two));
+    let torn = sandbox.path("torn.sqlite3");
+    std::fs::write(&torn, &std::fs::read(&two).unwrap()[..5000]).unwrap();
+    assert!(refusal(&torn).contains("torn.sqlite3"));
+    assert!(!sandbox.path("otpgate.db").exists(), "no store was made");
+}
+
 #[test]
 fn import_of_something_else_is_refused() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,4 @@
-//! Django's `dumpdata` JSON of ungleich-otp.
+//! Entries of ungleich-otp: Django's `dumpdata` JSON, and what its database gives.
 
 use std::collections::HashSet;
 
@@ -25,14 +25,23 @@ struct DumpObject<'a> {
     fields: Option<&'a RawValue>,
 }
 
+/// What ungleich-otp keeps of an entry.
 #[derive(Default, Deserialize)]
-struct DumpFields {
+pub(super) struct Fields {
     #[serde(default)]
-    name: String,
+    pub(super) name: String,
     #[serde(default)]
-    realm: String,
+    pub(super) realm: String,
     #[serde(default)]
-    seed: Zeroizing<String>,
+    pub(super) seed: Zeroizing<String>,
+}
+
+/// One entry of a file.
+pub(super) struct Record {
+    /// Where it stands, counted from 1.
+    pub(super) number: usize,
+    /// Its pk and fields; `None`: they are not of the right kinds.
+    pub(super) said: Option<(Option<u64>, Fields)>,
 }
 
 /// The usable entries of a dump.
@@ -51,9 +60,14 @@ impl Dump {
         // serde's message may quote a seed: say only where it stopped.
         let objects: Vec<DumpObject<'_>> = serde_json::from_slice(text)
             .map_err(|e| format!("line {}, column {}", e.line(), e.column()))?;
+        Ok(Self::of(records(objects), now))
+    }
+
+    /// Takes what makes sense.
+    pub(super) fn of(records: impl Iterator<Item = Record>, now: UnixTime) -> Self {
         let mut refused = Vec::new();
-        let entries = usable(objects, now, &mut refused);
-        Ok(Self { entries, refused })
+        let entries = usable(records, now, &mut refused);
+        Self { entries, refused }
     }
 
     /// Its entries, each principal and number once.
@@ -73,29 +87,37 @@ impl Source for Dump {
     }
 }
 
+/// What a dump says of each entry.
+fn records(objects: Vec<DumpObject<'_>>) -> impl Iterator<Item = Record> {
+    objects.into_iter().enumerate().filter_map(|(i, object)| {
+        let model = object.model.rsplit('.').next().unwrap_or_default();
+        let is_entry = model.eq_ignore_ascii_case(MODEL);
+        is_entry.then(|| {
+            let fields = object.fields.map_or("{}", RawValue::get);
+            // serde's message may quote the seed.
+            let said = serde_json::from_str(fields).ok().map(|fields| (object.pk.as_u64(), fields));
+            Record { number: i + 1, said }
+        })
+    })
+}
+
 /// The entries that make sense by themselves.
 fn usable(
-    objects: Vec<DumpObject<'_>>,
+    records: impl Iterator<Item = Record>,
     now: UnixTime,
     refused: &mut Vec<(String, String)>,
 ) -> Vec<Entry> {
     let mut principals = HashSet::new();
     let mut ids = HashSet::new();
     let mut entries = Vec::new();
-    for (i, object) in objects.into_iter().enumerate() {
-        let model = object.model.rsplit('.').next().unwrap_or_default();
-        if !model.eq_ignore_ascii_case(MODEL) {
-            continue;
-        }
-        let fields = object.fields.map_or("{}", RawValue::get);
-        // serde's message may quote the seed.
-        let Ok(fields) = serde_json::from_str::<DumpFields>(fields) else {
+    for Record { number, said } in records {
+        let Some((id, fields)) = said else {
             let reason = "its name, realm and seed are not all texts".to_owned();
-            refused.push((format!("record {}", i + 1), reason));
+            refused.push((format!("record {number}"), reason));
             continue;
         };
-        let label = format!("record {} ({}@{})", i + 1, fields.name, fields.realm);
-        let entry = match parse(&object.pk, &fields, now) {
+        let label = format!("record {number} ({}@{})", fields.name, fields.realm);
+        let entry = match parse(id, &fields, now) {
             Ok(entry) => entry,
             Err(reason) => {
                 refused.push((label, reason));
@@ -112,8 +134,8 @@ fn usable(
     entries
 }
 
-fn parse(pk: &serde_json::Value, fields: &DumpFields, now: UnixTime) -> Result<Entry, String> {
-    let id = pk.as_u64().filter(|id| (1..EntryId::MAX.0).contains(id));
+fn parse(id: Option<u64>, fields: &Fields, now: UnixTime) -> Result<Entry, String> {
+    let id = id.filter(|id| (1..EntryId::MAX.0).contains(id));
     let id = id.ok_or("its pk is no positive number")?;
     let name = Name::parse(&fields.name).map_err(|e| format!("its name {e}"))?;
     let realm = Realm::parse(&fields.realm).map_err(|e| format!("its realm {e}"))?;
