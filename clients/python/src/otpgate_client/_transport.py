@@ -49,6 +49,9 @@ class StandardTransport:
             connection.request(method, self._base.path + path, body, REQUEST_HEADERS)
             response = connection.getresponse()
             content = response.read(limit + 1)
+            if len(content) <= limit and response.length:
+                # `read` with a limit does not tell by itself.
+                raise http.client.IncompleteRead(content, response.length)
             headers = {name.lower(): value for name, value in response.getheaders()}
         except (OSError, http.client.HTTPException) as error:
             connection.close()

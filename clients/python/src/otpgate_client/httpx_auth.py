@@ -54,10 +54,10 @@ class _OneHop(httpx.Headers):
     """Headers with credentials that are sent, but never copied: `httpx` makes redirected requests of copies."""
 
     def __init__(self, headers: httpx.Headers, credentials: dict[str, str]) -> None:
+        self._credentials = [(name.encode(), value.encode()) for name, value in credentials.items()]
         super().__init__(headers)
         for name in credentials:
             self.pop(name, None)
-        self._credentials = [(name.encode(), value.encode()) for name, value in credentials.items()]
 
     @property
     def raw(self) -> list[tuple[bytes, bytes]]:
@@ -82,9 +82,7 @@ def _check_httpx() -> None:
     """Better no credentials at all than some that another version of httpx copies into redirects."""
     secret = _OneHop(httpx.Headers(), {"x-secret": "1"})
     if httpx.Headers(secret).raw or secret.copy().raw or secret.multi_items() or dict(secret):
-        raise ImportError(
-            f"otpgate_client cannot keep credentials from redirects of httpx {httpx.__version__}"
-        )
+        raise ImportError(f"otpgate_client cannot keep credentials from redirects of httpx {httpx.__version__}")
 
 
 _check_httpx()

@@ -41,6 +41,38 @@ class TokenSettings(TypedDict, total=False):
     header_names: HeaderNames
 
 
+class _Seed:
+    """The text of a seed, and where it is from. Does not print."""
+
+    __slots__ = ("_place", "_text")
+
+    def __init__(self, text: str, place: str) -> None:
+        self._text = text
+        self._place = place
+
+    def keyed(self, algorithm: str) -> hmac.HMAC:
+        key = self._decode()
+        if isinstance(key, str):
+            raise SeedError(f"{self._place} {key}")
+        return hmac.new(key, digestmod=algorithm.lower())
+
+    def _decode(self) -> Union[bytes, str]:
+        """The bytes, read as the gate reads them; or what is wrong."""
+        if len(self._text) > _MAX_SEED_CHARS:
+            return f"has more than {_MAX_SEED_CHARS} characters"
+        text = self._text.strip().rstrip("=").replace(" ", "").replace("-", "")
+        if not text:
+            return "is empty"
+        # `upper` alone would make letters of ASCII from others, such as the dotless i.
+        if not re.fullmatch("[A-Za-z2-7]+", text) or len(text) % 8 in (1, 3, 6):
+            return "is not base32"
+        # Spare bits of the last character are ignored.
+        return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+
+    def __repr__(self) -> str:
+        return "[seed]"
+
+
 class TokenSource:
     """Who we are, and fresh tokens that prove it.
 
@@ -57,7 +89,7 @@ class TokenSource:
         self,
         name: str,
         realm: str,
-        seed: str,
+        seed: Union[str, _Seed],
         *,
         digits: int = 6,
         period: int = 30,
@@ -65,11 +97,8 @@ class TokenSource:
         clock: Callable[[], float] = time.time,
         header_names: HeaderNames = HeaderNames(),  # noqa: B008 (immutable)
     ) -> None:
-        key = _decode(seed)
         # Reports of errors may show the variables of every frame.
-        del seed
-        if isinstance(key, str):
-            raise SeedError(f"the seed {key}")
+        seed = _Seed(seed, "the seed") if isinstance(seed, str) else seed
         self.name = _label("name", name)
         self.realm = _label("realm", realm)
         if digits not in range(6, 9):
@@ -83,7 +112,7 @@ class TokenSource:
         self.algorithm = algorithm.upper()
         self.header_names = header_names
         self._clock = clock
-        self._keyed = hmac.new(key, digestmod=self.algorithm.lower())
+        self._keyed = seed.keyed(self.algorithm)
 
     @classmethod
     def from_file(
@@ -93,7 +122,7 @@ class TokenSource:
 
         Raises `SeedError` if the file cannot be read or holds no seed.
         """
-        return cls._from(name, realm, _read(path), f"`{os.fspath(path)}`", settings)
+        return cls(name, realm, _read(path), **settings)
 
     @classmethod
     def from_env(
@@ -116,15 +145,7 @@ class TokenSource:
         where = _seed_variable(variables)
         if where.endswith("_FILE"):
             return cls.from_file(name, realm, variables[where], **settings)
-        return cls._from(name, realm, variables[where], where, settings)
-
-    @classmethod
-    def _from(cls, name: str, realm: str, seed: str, place: str, settings: TokenSettings) -> TokenSource:
-        key = _decode(seed)
-        if isinstance(key, str):
-            del seed
-            raise SeedError(f"the seed in {place} {key}")
-        return cls(name, realm, seed, **settings)
+        return cls(name, realm, _Seed(variables[where], f"the seed in {where}"), **settings)
 
     def token(self, at: Optional[float] = None) -> str:
         """The token of now, or of the Unix time `at`."""
@@ -150,10 +171,9 @@ class TokenSource:
         return dict(zip(self.header_names, (self.name, self.realm, self.token())))
 
     def __repr__(self) -> str:
-        return (
-            f"TokenSource({self.name!r}, {self.realm!r}, [seed], digits={self.digits}, "
-            f"period={self.period}, algorithm={self.algorithm!r})"
-        )
+        # Also of a source that could not be made, in reports of errors.
+        who = [getattr(self, name, None) for name in ("name", "realm")]
+        return f"TokenSource({who[0]!r}, {who[1]!r}, [seed])"
 
     def __copy__(self) -> TokenSource:
         return self
@@ -165,26 +185,10 @@ class TokenSource:
         raise TypeError("a TokenSource holds a seed and cannot be pickled; make one in each process")
 
 
-def _decode(text: str) -> Union[bytes, str]:
-    """The bytes of a seed, read as the gate reads it; or what is wrong with it."""
-    if not isinstance(text, str):
-        return "is no text"
-    if len(text) > _MAX_SEED_CHARS:
-        return f"has more than {_MAX_SEED_CHARS} characters"
-    text = text.strip().rstrip("=").replace(" ", "").replace("-", "")
-    if not text:
-        return "is empty"
-    # `upper` alone would make letters of ASCII from others, such as the dotless i.
-    if not re.fullmatch("[A-Za-z2-7]+", text) or len(text) % 8 in (1, 3, 6):
-        return "is not base32"
-    # Spare bits of the last character are ignored.
-    return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
-
-
-def _read(path: Union[str, os.PathLike[str]]) -> str:
+def _read(path: Union[str, os.PathLike[str]]) -> _Seed:
     try:
         with Path(path).open("rb") as file:
-            return file.read(_MAX_SEED_FILE).decode("ascii", "replace")
+            return _Seed(file.read(_MAX_SEED_FILE).decode("ascii", "replace"), f"the seed in `{os.fspath(path)}`")
     except OSError as error:
         raise SeedError(f"cannot read the seed from `{os.fspath(path)}`: {error.strerror}") from None
 
