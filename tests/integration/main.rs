@@ -46,6 +46,7 @@ mod proxy_bounds;
 mod proxy_streams;
 mod proxy_upgrades;
 mod proxy_upstreams;
+mod python_client;
 mod redis_server;
 mod rotation;
 mod serve;

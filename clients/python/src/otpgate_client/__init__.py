@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .admin import AdminClient, Entry, EntryChanges, EntryFields
@@ -60,18 +61,22 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+_LAZY = {
+    "RequestsAuth": ("requests_auth", "requests"),
+    "HttpxAuth": ("httpx_auth", "httpx"),
+    "AsyncVerifyClient": ("verify_async", "httpx"),
+}
+
+
 def __getattr__(name: str) -> Any:
     """Imports what needs requests or httpx only when it is used."""
-    if name == "RequestsAuth":
-        from .requests_auth import RequestsAuth
-
-        return RequestsAuth
-    if name == "HttpxAuth":
-        from .httpx_auth import HttpxAuth
-
-        return HttpxAuth
-    if name == "AsyncVerifyClient":
-        from .verify_async import AsyncVerifyClient
-
-        return AsyncVerifyClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, package = _LAZY[name]
+    try:
+        return getattr(importlib.import_module(f".{module}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        text = f"{name} needs {package}: pip install 'otpgate-client[{package}]'"
+        raise ImportError(text) from None
