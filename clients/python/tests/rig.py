@@ -151,6 +151,9 @@ class Upstream:
 
             do_GET = do_POST = answer  # noqa: N815
 
+            def date_time_string(self, timestamp: Optional[float] = None) -> str:
+                return super().date_time_string(timestamp or outer.time)
+
             def log_message(self, *args: object) -> None:
                 pass
 
@@ -166,6 +169,8 @@ class Upstream:
         self.seen: list[tuple[str, str, list[tuple[str, str]], bytes]] = []
         self.failures = 0
         self.accepted = 0
+        # The Unix time that answers tell, instead of now.
+        self.time: Optional[float] = None
         self._connections: list[socket.socket] = []
         # Statuses, headers and bodies of the next answers.
         self.script: list[tuple[int, dict[str, str], bytes]] = []

@@ -174,6 +174,7 @@ def test_what_is_no_list_of_entries_is_none(upstream: Upstream, connect: Connect
         list(connect(upstream.base).list(page_size=2))
     assert "JBSWY3DPEHPK3PXP" not in str(caught.value)
     assert caught.value.__context__ is None
+    assert len(upstream.seen) == 1
 
 
 def test_seeds_that_are_hidden_are_none(tmp_path: Path, connect: Connect) -> None:

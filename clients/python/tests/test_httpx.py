@@ -132,8 +132,10 @@ def test_a_stream_is_not_sent_again(gate: Gate, upstream: Upstream) -> None:
 def test_nothing_is_repeated_that_cannot_be_cured(upstream: Upstream, send: Send) -> None:
     challenge = quote('OTP realm="x"', safe="")
     url = f"{upstream.base}/a?status=401&challenge="
-    right, late = source("alice"), source("alice", clock=lambda: time.time() - 300)
-    far = source("alice", clock=lambda: time.time() - 3600)
+    upstream.time = 1_800_000_000
+    right, late, far = (
+        source("alice", clock=lambda at=at: at) for at in (1_800_000_029, 1_799_999_400, 1_799_999_399)
+    )
     for settings, target, requested in (
         (right, url + challenge, 1),
         (far, url + challenge, 1),

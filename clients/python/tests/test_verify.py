@@ -173,7 +173,7 @@ def test_what_cannot_be_reached_is_no_answer(tmp_path: Path, verify: Verify) -> 
         (200, {}, b'{"status":"NO"}', BadAnswerError),
         (200, {}, b"[]", BadAnswerError),
         (200, {}, b"<html>", BadAnswerError),
-        (200, {}, b" " * (1 << 20) + b'{"status":"OK"}', BadAnswerError),
+        (200, {}, b'{"status":"OK"}' + b" " * (1 << 20), BadAnswerError),
         (201, {}, b'{"status":"OK"}', BadAnswerError),
         (302, {"Location": "/"}, b"", BadAnswerError),
         (400, {}, b'{"detail":"JSON parse error"}', InvalidError),
