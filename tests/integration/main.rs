@@ -21,6 +21,7 @@ mod cli_help;
 mod client_list;
 mod conformance;
 mod demo;
+mod deploy;
 mod directory_follow;
 mod directory_hold;
 mod dns;

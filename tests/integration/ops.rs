@@ -148,9 +148,8 @@ fn every_metric_is_in_the_docs() {
     }
 }
 
-/// Also those whose labels a short run does not bring out.
-#[test]
-fn promtool_likes_every_metric() {
+/// Every metric with all its labels, also those that a short run does not bring out, as Prometheus gets them.
+pub(crate) fn every_metric() -> String {
     let metrics = Metrics::new(["shop".to_owned()]);
     metrics.request("proxy", "public", "allowed");
     metrics.verified("shop", MatchedStep { counter: 1, offset: 0 });
@@ -171,6 +170,12 @@ fn promtool_likes_every_metric() {
     for name in declared_metrics() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} is not in {text}");
     }
+    text
+}
+
+#[test]
+fn promtool_likes_every_metric() {
+    let text = every_metric();
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]);
     let checked = run_with_input(promtool, &text);

@@ -1,0 +1,414 @@
+//! What `deploy/` ships works with this program: its configurations load, its queries name what is there, its hardening
+//! and bounds are those of the manual.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::docs::{load_text, read};
+use crate::harness::{Sandbox, output_within, python, run, stderr, stdout};
+use crate::ops::every_metric;
+use crate::peers::tls::Pki;
+
+/// Labels that Prometheus adds, or keeps of histograms.
+const ADDED: [&str; 3] = ["job", "instance", "le"];
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+/// Every `otpgate.toml` there.
+fn configurations() -> Vec<PathBuf> {
+    let mut folders = vec![deploy("")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.ends_with("otpgate.toml") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 3, "{found:?}");
+    found
+}
+
+/// The documents of a YAML file.
+async fn yaml(path: &str) -> Vec<Value> {
+    const TO_JSON: &str =
+        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let mut command = Command::new(python().await);
+    command.args(["-c", TO_JSON]).arg(deploy(path));
+    let read = output_within(Duration::from_secs(60), command).await;
+    assert!(read.status.success(), "{path}: {}", stderr(&read));
+    serde_json::from_str(&stdout(&read)).unwrap()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// The documents of this kind.
+fn of_kind<'a>(documents: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    documents.iter().filter(move |document| document["kind"] == kind)
+}
+
+/// Longer than a gate may take to stop.
+fn is_above_grace(seconds: u64) -> bool {
+    Duration::from_secs(seconds) > load_text("").unwrap().shutdown.grace
+}
+
+/// Whether an image has a version, or is one that only has those of its base.
+fn is_pinned(image: &str) -> bool {
+    let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
+    tag.starts_with(|c: char| c.is_ascii_digit() || c == 'v') && tag.contains('.')
+}
+
+/// A configuration with files in a sandbox in place of those that it names.
+fn with_files(sandbox: &Sandbox, path: &Path) -> String {
+    let pki = Pki::new();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let shipped = read(path);
+    let mut config = shipped.clone();
+    for line in shipped.lines() {
+        let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| key.ends_with("_file"))
+        else {
+            continue;
+        };
+        let contents = match key {
+            "key_file" => data_encoding::BASE64.encode(&[7; 32]),
+            "password_file" => "secret".to_owned(),
+            "ca_file" => read(&pki.ca_file),
+            "tls_cert_file" => read(&pki.files.cert_file),
+            "tls_key_file" => read(&pki.files.key_file),
+            _ => panic!("{}: what is in {key}?", path.display()),
+        };
+        let file = sandbox.write(key, &contents);
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        config = config.replace(value, &format!("'{}'", file.display()));
+    }
+    config
+}
+
+#[test]
+fn every_configuration_loads_and_is_safe() {
+    for path in configurations() {
+        let sandbox = Sandbox::new();
+        let config = sandbox.write("otpgate.toml", &with_files(&sandbox, &path));
+        let checked = run(&["check", "--strict", "--config", config.to_str().unwrap()]);
+        let said = stderr(&checked);
+        assert!(checked.status.success() && said.is_empty(), "{}: {said}", path.display());
+    }
+}
+
+/// Whoever forgets to replace them has no gate, not an open one.
+#[tokio::test]
+async fn placeholders_of_secrets_are_refused() {
+    let secrets = yaml("kubernetes/secrets.example.yaml").await;
+    let keys: BTreeSet<_> =
+        secrets.iter().filter_map(|secret| secret["stringData"]["store.key"].as_str()).collect();
+    assert_eq!(keys.len(), 1);
+    for key in keys {
+        let sandbox = Sandbox::new();
+        let file = sandbox.write("store.key", key);
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        let checked = run(&["check", "--key-file", file.to_str().unwrap()]);
+        let said = stderr(&checked);
+        assert!(!checked.status.success() && said.contains("is not a sealing key"), "{said}");
+    }
+    // Applying a folder never puts them over secrets.
+    for folder in ["base", "monitoring"] {
+        let kustomization = read(&format!("deploy/kubernetes/{folder}/kustomization.yaml"));
+        assert!(!kustomization.contains("secrets.example"), "{folder}");
+    }
+}
+
+#[test]
+fn promtool_accepts_configuration_rules_and_their_tests() {
+    for args in [
+        ["check", "config", "prometheus.yaml"],
+        ["check", "rules", "alerts.yaml"],
+        ["test", "rules", "alerts_test.yaml"],
+    ] {
+        let mut promtool = Command::new("promtool");
+        let done = promtool.args(args).current_dir(deploy("prometheus")).output().unwrap();
+        assert!(done.status.success(), "{args:?}: {}{}", stdout(&done), stderr(&done));
+    }
+}
+
+async fn alerts() -> Vec<Value> {
+    let groups = yaml("prometheus/alerts.yaml").await;
+    let rules = list(&groups[0]["groups"]).iter().flat_map(|group| list(&group["rules"]));
+    rules.cloned().collect()
+}
+
+/// The anchors that a document's headings make.
+fn anchors(document: &str) -> Vec<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    let slug = |heading: &str| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
+    };
+    headings.map(slug).collect()
+}
+
+#[tokio::test]
+async fn every_alert_is_tested_and_says_what_to_do() {
+    let tests = yaml("prometheus/alerts_test.yaml").await;
+    let tests = list(&tests[0]["tests"]);
+    let alerts = alerts().await;
+    assert!(alerts.len() > 10);
+    for alert in &alerts {
+        let name = text(&alert["alert"]);
+        let own: Vec<_> = tests.iter().filter(|test| test["name"] == name).collect();
+        assert!(!own.is_empty(), "{name} is not tested");
+        for test in own {
+            let [quiet, loud] = list(&test["promql_expr_test"]) else {
+                panic!("{name}: not one look before and one after")
+            };
+            assert!(list(&quiet["exp_samples"]).is_empty(), "{name}");
+            let fires = format!("{{alertname=\"{name}\"}}");
+            assert!(list(&loud["exp_samples"]).iter().any(|one| one["labels"] == fires), "{name}");
+        }
+        assert!(["warning", "critical"].contains(&text(&alert["labels"]["severity"])), "{name}");
+        let notes = &alert["annotations"];
+        assert!(!text(&notes["summary"]).is_empty() && !text(&notes["description"]).is_empty());
+        let (document, anchor) = text(&notes["runbook"]).split_once('#').unwrap();
+        assert!(anchors(&read(document)).iter().any(|one| one == anchor), "{name}: {anchor}");
+    }
+    for test in tests {
+        assert!(alerts.iter().any(|alert| alert["alert"] == test["name"]), "{}", test["name"]);
+    }
+}
+
+/// The series that a gate shows, with their labels.
+fn series() -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in every_metric().lines().filter(|line| !line.starts_with('#')) {
+        let series = line.rsplit_once(' ').unwrap().0;
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let labels =
+            labels.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+        all.entry(name.to_owned()).or_default().extend(labels);
+    }
+    all
+}
+
+/// What a query asks for that no gate shows.
+fn unknown_in(query: &str, series: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut unknown = Vec::new();
+    let mut known: BTreeSet<&str> = ADDED.into();
+    for prefix in ["otpgate_", "process_"] {
+        for (at, _) in query.match_indices(prefix) {
+            let rest = &query[at..];
+            let (name, rest) =
+                rest.split_at(rest.find(|c: char| !is_word(c)).unwrap_or(rest.len()));
+            let Some(labels) = series.get(name) else {
+                unknown.push(name.to_owned());
+                continue;
+            };
+            known.extend(labels.iter().map(String::as_str));
+            let asked = rest.strip_prefix('{').and_then(|rest| rest.split('}').next());
+            for label in asked.unwrap_or_default().split(',') {
+                let label = label.split(['=', '!']).next().unwrap().trim();
+                if !label.is_empty() && !labels.contains(label) && !ADDED.contains(&label) {
+                    unknown.push(format!("{name}: {label}"));
+                }
+            }
+        }
+    }
+    for grouping in ["by (", "without (", "ignoring ("] {
+        for part in query.split(grouping).skip(1) {
+            let labels = part.split(')').next().unwrap().split(',').map(str::trim);
+            unknown.extend(labels.filter(|label| !known.contains(label)).map(str::to_owned));
+        }
+    }
+    unknown
+}
+
+#[test]
+fn queries_are_checked() {
+    let series = series();
+    for (query, expected) in [
+        (
+            "sum by (listener) (rate(otpgate_requests_total{outcome=\"x\", job=\"y\"}[5m]))",
+            &[] as &[&str],
+        ),
+        ("otpgate_store_operation_duration_seconds_bucket{le=\"1\"}", &[]),
+        ("otpgate_requests > 1", &["otpgate_requests"]),
+        ("otpgate_requests_total{realm!=\"x\"}", &["otpgate_requests_total: realm"]),
+        ("sum by (job, realm) (otpgate_requests_total)", &["realm"]),
+    ] {
+        assert_eq!(unknown_in(query, &series), expected, "{query}");
+    }
+}
+
+/// Every text under this key, wherever it is.
+fn all_under<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                found.extend(value.as_str().filter(|_| name == key));
+                all_under(value, key, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| all_under(value, key, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn every_query_names_metrics_and_labels_that_exist() {
+    let series = series();
+    let alerts = Value::from(alerts().await);
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/otpgate.json")).unwrap();
+    for (place, queries, key) in [
+        ("alerts", &alerts, "expr"),
+        ("panels", &dashboard, "expr"),
+        ("variables", &dashboard, "query"),
+    ] {
+        let mut found = Vec::new();
+        all_under(queries, key, &mut found);
+        assert!(found.len() > 1, "{place}");
+        for query in found {
+            assert_eq!(unknown_in(query, &series), [""; 0], "{place}: {query}");
+        }
+    }
+    // Every metric of the gate has its place on the dashboard, but for what only says how it was built.
+    let mut shown = Vec::new();
+    all_under(&dashboard, "expr", &mut shown);
+    for name in series.keys().filter(|name| name.starts_with("otpgate_")) {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let base = base.unwrap_or(name);
+        let is_shown = shown.iter().any(|query| query.contains(base));
+        assert!(is_shown || base == "otpgate_build_info", "{base} is on no panel");
+    }
+}
+
+#[tokio::test]
+async fn the_compose_file_is_locked_down_and_gives_redis_the_published_rights() {
+    let compose = yaml("docker/compose.yaml").await.remove(0);
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(services.len(), 4);
+    for (name, service) in services {
+        assert_eq!(service["read_only"], true, "{name}");
+        assert_eq!(service["cap_drop"], serde_json::json!(["ALL"]), "{name}");
+        let options = &service["security_opt"];
+        assert_eq!(options, &serde_json::json!(["no-new-privileges:true"]), "{name}");
+        assert!(is_pinned(text(&service["image"])), "{name}");
+        for volume in list(&service["volumes"]) {
+            let source = text(volume).split(':').next().unwrap();
+            let is_there = deploy("docker").join(source).exists();
+            assert!(!source.starts_with('.') || is_there, "{name}: {source}");
+        }
+    }
+    let grace = text(&services["otpgate"]["stop_grace_period"]);
+    assert!(is_above_grace(grace.trim_end_matches('s').parse().unwrap()));
+
+    let manual = read("docs/operations.md");
+    let published = manual.split("ACL SETUSER manager on >PASSWORD ").nth(1).unwrap();
+    let published = published.lines().next().unwrap();
+    let redis = text(&services["redis"]["command"][0]);
+    let given = redis.split("user manager on #$$sum ").nth(1).unwrap().lines().next().unwrap();
+    assert_eq!(given.strip_suffix(" +config|get").unwrap(), published);
+    assert!(redis.contains("--appendonly yes --appendfsync always"));
+    assert!(redis.contains("--maxmemory-policy noeviction") && redis.contains("user default off"));
+}
+
+#[tokio::test]
+async fn pods_are_restricted_and_gates_are_probed() {
+    let mut gates = 0;
+    for part in ["sidecar", "api"] {
+        let documents = yaml(&format!("kubernetes/base/{part}/deployment.yaml")).await;
+        let deployment = of_kind(&documents, "Deployment").next().unwrap();
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert!(is_above_grace(pod["terminationGracePeriodSeconds"].as_u64().unwrap()));
+        for container in list(&pod["initContainers"]).iter().chain(list(&pod["containers"])) {
+            let name = text(&container["name"]);
+            let security = &container["securityContext"];
+            assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]), "{name}");
+            assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
+            if name == "otpgate" {
+                gates += 1;
+                for (probe, path) in
+                    [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]
+                {
+                    assert_eq!(container[format!("{probe}Probe")]["httpGet"]["path"], path);
+                }
+            } else {
+                assert!(is_pinned(text(&container["image"])), "{name}");
+            }
+        }
+        if part == "sidecar" {
+            assert_eq!(pod["initContainers"][0]["restartPolicy"], "Always");
+        } else {
+            assert_eq!(of_kind(&documents, "PodDisruptionBudget").count(), 1);
+        }
+    }
+    assert_eq!(gates, 2);
+    let base = yaml("kubernetes/base/kustomization.yaml").await.remove(0);
+    assert!(text(&base["images"][0]["newTag"]).contains('.'));
+    for map in list(&base["configMapGenerator"]) {
+        let file = text(&map["files"][0]);
+        assert!(configurations().contains(&deploy("kubernetes/base").join(file)), "{file}");
+    }
+}
+
+#[test]
+fn the_image_is_pinned_and_runs_as_a_numbered_user() {
+    let dockerfile = read("deploy/docker/Dockerfile");
+    let base = dockerfile.lines().find_map(|line| line.strip_prefix("FROM ")).unwrap();
+    assert!(is_pinned(base.split(' ').next().unwrap()), "{base}");
+    // Its versions are those of Debian.
+    assert!(dockerfile.contains("\nARG RUNTIME=gcr.io/distroless/cc-debian12:nonroot\n"));
+    assert!(dockerfile.contains("\nUSER 65532:65532\n"));
+    assert!(dockerfile.contains("CMD [\"/usr/local/bin/otpgate\", \"healthcheck\"]"));
+    let version = concat!("\nARG VERSION=", env!("CARGO_PKG_VERSION"), "\n");
+    assert!(dockerfile.contains(version), "{version}");
+}
+
+#[test]
+fn the_unit_lets_requests_finish_and_has_files_enough() {
+    let unit = read("deploy/systemd/otpgate.service");
+    let setting = |key: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {key}"))
+    };
+    let stop = setting("TimeoutStopSec").trim_end_matches('s').parse().unwrap();
+    assert!(is_above_grace(stop));
+    let config = load_text("").unwrap();
+    let limits = [&config.proxy.limits, &config.api.limits, &config.ops.limits];
+    let connections: usize = limits.iter().map(|limits| limits.max_connections).sum();
+    assert!(setting("LimitNOFILE").parse::<usize>().unwrap() > 2 * connections);
+    assert_eq!(setting("LimitCORE"), "0");
+    assert_eq!(setting("NoNewPrivileges"), "yes");
+    assert_eq!(setting("ProtectSystem"), "strict");
+
+    // Its own words for it, where systemd is.
+    let sandbox = Sandbox::new();
+    let unit = unit.replace("/usr/local/bin/otpgate", env!("CARGO_BIN_EXE_otpgate"));
+    let file = sandbox.write("otpgate.service", &unit);
+    let Ok(verified) = Command::new("systemd-analyze").arg("verify").arg(file).output() else {
+        return;
+    };
+    // It looks at units of the machine too.
+    let said = stderr(&verified);
+    assert!(verified.status.success() && !said.contains("otpgate.service"), "{said}");
+}
