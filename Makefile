@@ -28,12 +28,15 @@ chaos: ## stores in trouble under steady load, at length; what callers saw goes 
 	    >target/chaos.md
 	OTPGATE_CHAOS=1 OTPGATE_CHAOS_HOLD=$(HOLD) $(CARGO) test --locked --test integration chaos::$(CHAOS) -- --include-ignored --test-threads=1
 
-check: ## format, lints, docs, shipped configurations, dependencies
+check: ## format, lints, docs, shipped configurations and alerts, dependencies
 	@tests/tools/install build
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --quiet
 	$(CARGO) run --locked --quiet -- check --config config/otpgate.toml
+	@if command -v promtool >/dev/null 2>&1; then \
+	    cd deploy/prometheus && promtool check config prometheus.yaml && promtool test rules alerts_test.yaml; \
+	else echo "promtool is not installed: alerts not checked"; fi
 	@if command -v cargo-deny >/dev/null 2>&1; then $(CARGO) deny --locked --config .deny.toml check; \
 	else echo "cargo-deny is not installed: dependencies not checked against advisories"; fi
 
