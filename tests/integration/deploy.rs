@@ -69,7 +69,7 @@ fn is_above_grace(seconds: u64) -> bool {
     Duration::from_secs(seconds) > load_text("").unwrap().shutdown.grace
 }
 
-/// Whether an image has a version, or is one that only has those of its base.
+/// Whether an image names its version.
 fn is_pinned(image: &str) -> bool {
     let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
     tag.starts_with(|c: char| c.is_ascii_digit() || c == 'v') && tag.contains('.')
