@@ -55,8 +55,8 @@ fn write_pages(command: &Command, folder: &Path) -> Result<(), Failure> {
     let (name, text) = page(command)?;
     let path = folder.join(name);
     std::fs::write(&path, text).map_err(|e| format!("cannot write `{}`: {e}", path.display()))?;
-    let own = command.get_subcommands().filter(|command| command.get_name() != "help");
-    own.map(|command| write_pages(command, folder)).collect()
+    let mut own = command.get_subcommands().filter(|command| command.get_name() != "help");
+    own.try_for_each(|command| write_pages(command, folder))
 }
 
 /// Its file's name and text.
