@@ -18,10 +18,15 @@ const VALKEY: &str =
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Waits until `done` holds; says what it waited for if that takes too long.
-pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    wait_within(LIMIT, what, done);
+}
+
+/// As [`wait_until`], for what takes its time by itself.
+pub(crate) fn wait_within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let start = SystemClock.now().monotonic;
     while !done() {
-        assert!(start.elapsed() < LIMIT, "waited too long until {what}");
+        assert!(start.elapsed() < limit, "waited too long until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -7,7 +7,7 @@ use super::load::Kind;
 use super::relay::Relay;
 use super::site::{MAX_STALE, Site};
 use super::{BACK, is_long, now, report, slack, summary};
-use crate::redis_server::{Options, RedisServer, wait_until};
+use crate::redis_server::{LIMIT, Options, RedisServer, wait_until, wait_within};
 use crate::store_rig::Rig;
 
 /// Another user than the gates': taking its rights away cuts servers off from each other.
@@ -129,7 +129,8 @@ fn a_failover_that_loses_the_tail() {
     if is_long() {
         site.rig.server().restart();
         site.rig.run::<()>(&["ACL", "SETUSER", PEER, "on", ">peer", "~*", "&*", "+@all"]);
-        wait_until("it has become a replica", || {
+        // It counts these from when it heard of the server, and asks for news every ten seconds.
+        wait_within(3 * LIMIT, "it has become a replica", || {
             site.rig.run::<String>(&["INFO", "replication"]).contains("role:slave")
         });
     }
