@@ -116,7 +116,8 @@ fn read(args: &ImportArgs, config: &Config) -> Result<Cargo, Failure> {
     let text = std::fs::read(&args.file).map(Zeroizing::new)?;
     let now = SystemClock.now().unix;
     let (dump, next_id) = if text.starts_with(SQLITE) {
-        let Database { records, next_id } = database::read(&args.file)?;
+        let Database { records, next_id } = database::read(&args.file)
+            .map_err(|e| format!("it is an SQLite file that cannot be imported: {e}"))?;
         (Dump::of(records.into_iter(), now), next_id)
     } else {
         let dump = Dump::read(&text, now)

@@ -63,8 +63,7 @@ fn table(conn: &Connection) -> Result<String, Failure> {
     match <[String; 1]>::try_from(names) {
         Ok([name]) => Ok(name),
         Err(names) if names.is_empty() => {
-            Err("it is an SQLite file, but not of ungleich-otp: it has no table `..._otpseed`"
-                .into())
+            Err("not of ungleich-otp, it has no table `..._otpseed`".into())
         }
         Err(names) => Err(format!(
             "it has several tables of entries ({}): give what `manage.py dumpdata` writes of one",
