@@ -18,7 +18,7 @@ use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::otp::{Generator, Reuse, TokenParams};
 use crate::store::digest::{Digest, NamePrint, contents_of};
-use crate::store::{Nonce, Position, Row, Scope, Store, Version};
+use crate::store::{Position, Row, Scope, Store, Version};
 
 mod all;
 pub mod follower;
@@ -242,7 +242,6 @@ impl Directory {
             None => Entries::All(All::default()),
             Some(capacity) => Entries::Indexed(Indexed::new(capacity, opener.clone())),
         };
-        let nowhere = Position { version: Version::default(), nonce: Nonce(String::new()) };
         Self {
             entries,
             opener,
@@ -251,7 +250,7 @@ impl Directory {
             max_stale,
             origin: now.monotonic,
             synced_at: AtomicU64::new(0),
-            applied: watch::Sender::new(nowhere),
+            applied: watch::Sender::new(Position::default()),
             status: ArcSwap::default(),
         }
     }

@@ -50,7 +50,7 @@ impl std::fmt::Display for Version {
 }
 
 /// Random name of one log record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nonce(pub String);
 
 impl Nonce {
@@ -66,8 +66,8 @@ impl Nonce {
     }
 }
 
-/// A place in the change log: everything up to here is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A place in the change log: everything up to here is known. The default one is in no log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// The last known record; 0 if the log is empty.
     pub version: Version,

@@ -19,7 +19,7 @@ use super::names::Names;
 use super::{Opener, Slot, TokenRules};
 use crate::entry::{Principal, PrincipalRef};
 use crate::store::digest::{Digest, NamePrint};
-use crate::store::{Nonce, Position, StoreError, Version};
+use crate::store::{Position, StoreError};
 
 /// Longest time to bring an entry: callers wait for it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -64,12 +64,11 @@ pub(super) enum Held {
 
 impl Part {
     fn new(capacity: usize) -> Self {
-        let position = Position { version: Version::default(), nonce: Nonce(String::new()) };
         Self {
             names: Names::default(),
             kept: Cache::new(capacity),
             changes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            floor: ArcSwap::from_pointee(position),
+            floor: ArcSwap::from_pointee(Position::default()),
             count: AtomicU64::new(0),
         }
     }

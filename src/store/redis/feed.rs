@@ -39,7 +39,8 @@ pub(super) struct RedisFeed {
     clock: Arc<dyn Clock>,
     /// What is followed.
     scope: Scope,
-    /// Not polled on this connection, or since a full load or an error: the first answer should not wait for news.
+    /// Not polled on this connection, or since a full load or an error: the first answer should not wait
+    /// for news.
     fresh: bool,
 }
 
@@ -67,6 +68,12 @@ impl RedisFeed {
         }
     }
 
+    /// Whether what was asked before these was asked of a primary that holds a store.
+    fn check_place(&self, hello: &Value, meta: Option<&str>) -> Result<(), StoreError> {
+        check_role(hello)?;
+        self.keys.check_meta(meta)
+    }
+
     /// The end of the log, from a server that is a primary and holds a store.
     async fn tail(&mut self) -> Result<Position, StoreError> {
         let question = redis::pipe()
@@ -79,8 +86,7 @@ impl RedisFeed {
             .to_owned();
         type Answer = (Value, Option<String>, (Option<u64>, Option<String>), StreamRangeReply);
         let (hello, meta, head, log): Answer = self.ask(&question).await?;
-        check_role(&hello)?;
-        self.keys.check_meta(meta.as_deref())?;
+        self.check_place(&hello, meta.as_deref())?;
         let (Some(version), Some(nonce)) = head else {
             return Err(script::headless());
         };
@@ -111,7 +117,11 @@ impl RedisFeed {
     }
 
     /// The rows of `members` as they are now, or later; the store was there after they were read.
-    async fn rows(&mut self, members: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    async fn rows<'a>(
+        &mut self,
+        members: impl ExactSizeIterator<Item = &'a String>,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let wanted = members.len();
         let mut question = redis::pipe();
         question.cmd("MGET");
         for member in members {
@@ -120,9 +130,8 @@ impl RedisFeed {
         question.cmd("HELLO").get(&self.keys.meta);
         type Answer = (Vec<Option<Vec<u8>>>, Value, Option<String>);
         let (values, hello, meta): Answer = self.ask(&question).await?;
-        check_role(&hello)?;
-        self.keys.check_meta(meta.as_deref())?;
-        if values.len() != members.len() {
+        self.check_place(&hello, meta.as_deref())?;
+        if values.len() != wanted {
             return Err(StoreError::Corrupt("MGET answered with too few values".into()));
         }
         Ok(values)
@@ -137,7 +146,7 @@ impl RedisFeed {
             self.tail().await?;
         }
         for group in members.chunks(GROUP) {
-            let values = self.rows(group).await?;
+            let values = self.rows(group.iter()).await?;
             for (member, value) in group.iter().zip(values) {
                 let principal = log::principal_of(member)
                     .ok_or_else(|| StoreError::Corrupt("the change log names no entry".into()))?;
@@ -163,8 +172,7 @@ impl RedisFeed {
             .get(&self.keys.meta);
         type Answer = (Vec<(String, String)>, Value, Option<String>);
         let (found, hello, meta): Answer = self.ask(&question).await?;
-        check_role(&hello)?;
-        self.keys.check_meta(meta.as_deref())?;
+        self.check_place(&hello, meta.as_deref())?;
         let numbered = |(member, score): (String, String)| Some((member, number(&score)?));
         let found: Option<Vec<_>> = found.into_iter().map(numbered).collect();
         let found = found.ok_or_else(|| StoreError::Corrupt("an entry's number is none".into()))?;
@@ -183,8 +191,7 @@ impl RedisFeed {
         if members.is_empty() {
             return Ok(());
         }
-        let names: Vec<_> = members.iter().map(|(member, _)| member.clone()).collect();
-        let values = self.rows(&names).await?;
+        let values = self.rows(members.iter().map(|(member, _)| member)).await?;
         let mut missing = Vec::new();
         for ((member, id), value) in members.into_iter().zip(values) {
             match (log::principal_of(&member), value) {

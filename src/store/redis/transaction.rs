@@ -72,9 +72,9 @@ async fn init(conn: &mut MultiplexedConnection, keys: &Keys) -> Result<Option<Va
         None if there > 0 => words(&["remains"]),
         None => {
             let mut writes = redis::pipe();
-            writes.cmd("HSET").arg(&[&keys.head, "v", "0", "n", Nonce::ORIGIN, "id", "1"]);
+            begin_history(&mut writes, keys);
             writes.set(&keys.meta, &keys.format);
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+            return write(conn, writes, "1").await;
         }
     };
     abandon(conn, answer).await
@@ -84,18 +84,13 @@ async fn reserve(
     conn: &mut MultiplexedConnection,
     keys: &Keys,
 ) -> Result<Option<Value>, RedisError> {
-    let mut reads = redis::pipe();
-    reads.cmd("HGET").arg(&[&keys.head, "id"]);
-    let (meta, answers) = open(conn, keys, &[&keys.meta, &keys.head], reads).await?;
-    let (id,): (Option<u64>,) = read(answers)?;
-    let answer = match (refusal(keys, meta), id) {
-        (Some(refusal), _) => refusal,
-        (None, None) => words(&["headless"]),
-        (None, Some(id)) if id >= EntryId::MAX.0 => words(&["full"]),
-        (None, Some(id)) => {
+    let answer = match open_counter(conn, keys).await? {
+        Err(refusal) => refusal,
+        Ok(id) if id >= EntryId::MAX.0 => words(&["full"]),
+        Ok(id) => {
             let mut writes = redis::pipe();
             writes.cmd("HINCRBY").arg(&[&keys.head, "id", "1"]);
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", &id.to_string()])));
+            return write(conn, writes, &id.to_string()).await;
         }
     };
     abandon(conn, answer).await
@@ -106,21 +101,36 @@ async fn raise(
     keys: &Keys,
     next: EntryId,
 ) -> Result<Option<Value>, RedisError> {
+    let answer = match open_counter(conn, keys).await? {
+        Err(refusal) => refusal,
+        Ok(id) if id >= next.0 => words(&["ok", "1"]),
+        Ok(_) => {
+            let mut writes = redis::pipe();
+            writes.cmd("HSET").arg(&[&keys.head, "id"]).arg(next.0);
+            return write(conn, writes, "1").await;
+        }
+    };
+    abandon(conn, answer).await
+}
+
+/// Opens a transaction on the counter of numbers, and reads the next one; or why there is none.
+async fn open_counter(
+    conn: &mut MultiplexedConnection,
+    keys: &Keys,
+) -> Result<Result<u64, Value>, RedisError> {
     let mut reads = redis::pipe();
     reads.cmd("HGET").arg(&[&keys.head, "id"]);
     let (meta, answers) = open(conn, keys, &[&keys.meta, &keys.head], reads).await?;
     let (id,): (Option<u64>,) = read(answers)?;
-    let answer = match (refusal(keys, meta), id) {
-        (Some(refusal), _) => refusal,
-        (None, None) => words(&["headless"]),
-        (None, Some(id)) if id >= next.0 => words(&["ok", "1"]),
-        (None, Some(_)) => {
-            let mut writes = redis::pipe();
-            writes.cmd("HSET").arg(&[&keys.head, "id"]).arg(next.0);
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
-        }
-    };
-    abandon(conn, answer).await
+    Ok(match refusal(keys, meta) {
+        Some(refusal) => Err(refusal),
+        None => id.ok_or_else(|| words(&["headless"])),
+    })
+}
+
+/// Nothing was written yet, and the first number is 1.
+fn begin_history(writes: &mut Pipeline, keys: &Keys) {
+    writes.cmd("HSET").arg(&[&keys.head, "v", "0", "n", Nonce::ORIGIN, "id", "1"]);
 }
 
 async fn begin_import(
@@ -140,10 +150,10 @@ async fn begin_import(
         found => {
             let mut writes = redis::pipe();
             if found.is_none() {
-                writes.cmd("HSET").arg(&[&keys.head, "v", "0", "n", Nonce::ORIGIN, "id", "1"]);
+                begin_history(&mut writes, keys);
             }
             writes.set(&keys.meta, &importing.format);
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+            return write(conn, writes, "1").await;
         }
     };
     abandon(conn, answer).await
@@ -160,7 +170,7 @@ async fn end_import(
         (false, None) => {
             let mut writes = redis::pipe();
             writes.del(&keys.log).set(&keys.meta, FORMAT);
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+            return write(conn, writes, "1").await;
         }
     };
     abandon(conn, answer).await
@@ -355,7 +365,7 @@ async fn spend(
             if uses == 0 {
                 writes.cmd("PEXPIRE").arg(&used).arg(millis(spending.keep).to_string());
             }
-            return Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])));
+            return write(conn, writes, "1").await;
         }
     };
     abandon(conn, answer).await
@@ -415,7 +425,7 @@ async fn remember(
     for key in remembered {
         writes.cmd("SET").arg(&[&keys.remembered(key), "", "PX", &millis(keep).to_string()]);
     }
-    Ok(execute(conn, writes).await?.map(|_| words(&["ok", "1"])))
+    write(conn, writes, "1").await
 }
 
 async fn remembers(
@@ -471,6 +481,15 @@ async fn execute(
         Some(error) => Err(error),
         None => Ok(done),
     }
+}
+
+/// As [`execute`]; answers `ok` and `result`.
+async fn write(
+    conn: &mut MultiplexedConnection,
+    writes: Pipeline,
+    result: &str,
+) -> Result<Option<Value>, RedisError> {
+    Ok(execute(conn, writes).await?.map(|_| words(&["ok", result])))
 }
 
 /// As [`execute`], where some may have failed though the others were done.

@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -18,8 +17,8 @@ from typing import (
 )
 from urllib.parse import quote, urlencode
 
-from ._api import MAX_ANSWER, MAX_LIST, decode, parse_base, refusal, with_credentials
-from ._transport import connect
+from ._api import MAX_ANSWER, MAX_LIST, decode, refusal, with_credentials
+from ._client import SyncClient
 from .errors import BadAnswerError
 from .tokens import TokenSource
 
@@ -73,7 +72,7 @@ class EntryChanges(EntryFields, total=False):
     realm: str
 
 
-class AdminClient:
+class AdminClient(SyncClient):
     """Manages entries as the member of the managing realm (`ungleich-admin`) that `token_source` proves.
 
     The arguments are those of `VerifyClient`. All methods raise `CredentialsError`, `NotPermittedError`,
@@ -90,9 +89,7 @@ class AdminClient:
         ssl_context: Optional[ssl.SSLContext] = None,
         session: Optional[requests.Session] = None,
     ) -> None:
-        self._base = parse_base(base_url)
-        self._source = token_source
-        self._transport = connect(self._base, timeout, ssl_context, session)
+        super().__init__(base_url, token_source, timeout=timeout, ssl_context=ssl_context, session=session)
 
     def create(self, name: str, realm: str, **settings: Unpack[EntryFields]) -> Entry:
         """Makes an entry; the server makes its seed."""
@@ -164,24 +161,6 @@ class AdminClient:
         if answer.status in (200, 201):
             return decode(answer)
         raise refusal(answer)
-
-    def close(self) -> None:
-        """Gives up connections that are kept for the next call."""
-        self._transport.close()
-
-    def __enter__(self) -> AdminClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"AdminClient({self._base.unix_socket or self._base.url!r}, {self._source!r})"
 
 
 def _fields(given: Mapping[str, Any], known: type[Any]) -> dict[str, object]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from types import TracebackType
 from typing import TYPE_CHECKING, Optional
 
-from ._api import MAX_ANSWER, VERIFY_PATH, parse_base, verified, verify_fields, with_credentials
-from ._transport import connect
+from ._api import MAX_ANSWER, VERIFY_PATH, verified, verify_fields, with_credentials
+from ._client import SyncClient
 from .tokens import TokenSource
 
 if TYPE_CHECKING:
     import requests
 
 
-class VerifyClient:
+class VerifyClient(SyncClient):
     """Verifies tokens as the member of the verifying realm (`ungleich-auth`) that `token_source` proves.
 
     `base_url` is `http://...`, `https://...` or `unix:/PATH` of otpgate's API or of an ungleich-otp server.
@@ -32,9 +31,7 @@ class VerifyClient:
         ssl_context: Optional[ssl.SSLContext] = None,
         session: Optional[requests.Session] = None,
     ) -> None:
-        self._base = parse_base(base_url)
-        self._source = token_source
-        self._transport = connect(self._base, timeout, ssl_context, session)
+        super().__init__(base_url, token_source, timeout=timeout, ssl_context=ssl_context, session=session)
 
     def verify(self, name: str, realm: str, token: str, *, source: Optional[str] = None) -> bool:
         """Whether `token` proves `name` in `realm` right now.
@@ -51,21 +48,3 @@ class VerifyClient:
         """
         body = with_credentials(self._source, verify_fields(name, realm, token, source))
         return verified(self._transport.send("POST", VERIFY_PATH, body, MAX_ANSWER))
-
-    def close(self) -> None:
-        """Gives up connections that are kept for the next call."""
-        self._transport.close()
-
-    def __enter__(self) -> VerifyClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"VerifyClient({self._base.unix_socket or self._base.url!r}, {self._source!r})"
