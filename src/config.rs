@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::directory::TokenRules;
 use crate::entry::Realm;
-use crate::policy::{Mode, Route, SimilarPaths};
+use crate::policy::{Mode, Policy, Route, SimilarPaths};
 use crate::store::Quota;
 
 mod headers;
@@ -496,4 +496,14 @@ pub struct Config {
     pub process: ProcessConfig,
     /// `[[route]]`s in the order of the file.
     pub routes: Vec<Route>,
+}
+
+impl Config {
+    /// Who may pass where.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy::new(self.routes.clone())
+            .with_similar_paths(self.proxy.similar_paths)
+            .with_mode(self.proxy.mode)
+    }
 }

@@ -13,7 +13,7 @@ use crate::store::url::StoreUrl;
 
 pub use crate::api::fuzz as body;
 pub use crate::config::load::fuzz as config;
-pub use crate::proxy::fuzz as credentials;
+pub use crate::decision::fuzz as credentials;
 pub use crate::store::{fuzz_blob as blob, fuzz_log as log};
 
 /// A target's name, and what it runs.

@@ -6,7 +6,7 @@
 //!
 //! # How data flows
 //!
-//! One way: **[`config`] → [`store`] → [`directory`] → [`verifier`] → {[`proxy`], [`api`]}**.
+//! One way: **[`config`] → [`store`] → [`directory`] → [`verifier`] → [`decision`] → {[`proxy`], [`api`]}**.
 //! `commands::serve` wires it.
 //!
 //! - [`store`] keeps entries durably, with an ordered change log, in SQLite or Redis.
@@ -15,6 +15,7 @@
 //! - [`verifier`] turns (claim, time) into a [`verifier::Permit`] or a [`verifier::Denied`].
 //! - [`throttle`] says who has failed too often to be looked at, for the verifier.
 //! - [`policy`] says which principals may pass which route.
+//! - [`decision`] asks both about a request.
 //! - [`proxy`] forwards what holds a permit; [`api`] answers management and verify calls.
 //! - [`credentials`] finds the headers that carry a claim, for both.
 //! - [`net`] owns sockets: one accept loop for every listener, bounded in all directions.
@@ -31,6 +32,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod credentials;
+pub mod decision;
 pub mod directory;
 pub mod entry;
 #[cfg(any(test, fuzzing))]

@@ -199,6 +199,7 @@ pub struct Policy {
     /// The prefix of each route, as [`path::fold`] leaves it.
     folded: Vec<String>,
     similar: SimilarPaths,
+    mode: Mode,
 }
 
 impl Policy {
@@ -211,13 +212,25 @@ impl Policy {
         }
         routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
         let folded = routes.iter().map(|route| path::fold(&route.prefix)).collect();
-        Self { routes, folded, similar: SimilarPaths::default() }
+        Self { routes, folded, similar: SimilarPaths::default(), mode: Mode::default() }
+    }
+
+    /// The same, with the mode of routes without their own.
+    #[must_use]
+    pub fn with_mode(self, mode: Mode) -> Self {
+        Self { mode, ..self }
     }
 
     /// The same, with what happens to paths that are similar to a route's.
     #[must_use]
     pub fn with_similar_paths(self, similar: SimilarPaths) -> Self {
         Self { similar, ..self }
+    }
+
+    /// The mode under `route`, or where none governs.
+    #[must_use]
+    pub fn mode_of(&self, route: Option<&Route>) -> Mode {
+        route.and_then(|route| route.mode).unwrap_or(self.mode)
     }
 
     /// Reads the path of a request target, without its query: as it came, if its very bytes lie below a

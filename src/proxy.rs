@@ -21,15 +21,14 @@ use pingora::{Error, ErrorType};
 
 use crate::clock::Clock;
 use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
+use crate::decision::{Asked, Decider, Passage};
 use crate::metrics::Metrics;
 use crate::net::framing::check_bytes;
 use crate::net::{BodyWatch, Connection, new_request_id};
-use crate::policy::{Governing, Mode, Policy, Route};
-use crate::throttle::Source;
-use crate::verifier::{Attempt, Permit, Verifier};
+use crate::policy::Policy;
+use crate::verifier::Verifier;
 
 mod access;
-mod credentials;
 mod discovery;
 mod failure;
 mod headers;
@@ -39,15 +38,12 @@ mod response;
 mod tunnel;
 mod upstream;
 
-#[cfg(any(test, fuzzing))]
-pub use credentials::fuzz;
 pub use upstream::{UpstreamError, Upstreams};
 
-use access::{Exchange, Outcome, Passage, Rule};
-use credentials::Claim;
+use access::{Exchange, Outcome, Rule};
 use headers::{HeaderRules, Origin};
 use refusal::Refusal;
-use request::{BadHead, Head, Kind};
+use request::Kind;
 use upstream::{MAX_ATTEMPTS, Needs};
 
 /// Idle upstream connections kept for reuse, of all groups together.
@@ -91,10 +87,9 @@ pub fn app(parts: Parts) -> Arc<HttpProxy<Gate>> {
 
 /// The gate itself; see the module.
 pub struct Gate {
-    verifier: Arc<Verifier>,
+    decider: Decider,
     policy: Arc<ArcSwap<Policy>>,
     headers: HeaderRules,
-    mode: Mode,
     timeouts: UpstreamTimeouts,
     upstreams: Arc<Upstreams>,
     metrics: Arc<Metrics>,
@@ -105,10 +100,9 @@ pub struct Gate {
 impl Gate {
     fn new(parts: Parts) -> Self {
         Self {
-            verifier: parts.verifier,
+            decider: Decider::new(parts.verifier, parts.headers.clone()),
             policy: parts.policy,
             headers: HeaderRules::new(parts.headers, parts.config.trusted_proxies),
-            mode: parts.config.mode,
             timeouts: parts.config.timeouts,
             upstreams: parts.upstreams,
             metrics: parts.metrics,
@@ -118,69 +112,29 @@ impl Gate {
     }
 
     /// Decides about a request, and notes in `exchange` what is needed to forward it.
-    ///
-    /// What makes the request itself ambiguous is refused in every mode. What is wrong with who sent
-    /// it is only reported where the mode says so.
     async fn decide(
         &self,
         request: &RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<(), Refusal> {
         let policy = self.policy.load();
-        let head = Head::check(request, &exchange.limits, &policy)?;
+        let (method, head, length) = request::read(request, &exchange.limits, &policy)?;
         let head = exchange.head.insert(head);
-        let too_large = |max| head.content_length.is_some_and(|length| length > max);
-        if exchange.limits.max_body_bytes.is_some_and(too_large) {
+        if exchange.limits.max_body_bytes.is_some_and(|max| length.is_some_and(|n| n > max)) {
             return Err(Refusal::BodyTooLarge);
         }
-        let route = match policy.govern(request.method.as_str(), head.authority.host(), &head.path)
-        {
-            Governing::Ambiguous => return Err(Refusal::AmbiguousRoute),
-            Governing::Nothing => None,
-            Governing::Route(route) => Some(route),
+        let asked = Asked {
+            method,
+            head,
+            headers: &request.headers,
+            client: self.headers.client(&request.headers, &exchange.origin),
+            request_id: &exchange.request_id,
+            at: exchange.started,
         };
-        exchange.rule = Rule::of(route, self.mode);
-        if route.is_some_and(Route::is_public) {
-            exchange.passage = Passage::Public;
-            return Ok(());
-        }
-        let proven = self.prove(&request.headers, route, exchange).await;
-        let proof = proven.and_then(|permit| match route {
-            None => Err((Refusal::NoRoute, Some(permit))),
-            Some(route) if route.permits(permit.principal()) => Ok(permit),
-            Some(_) => Err((Refusal::Forbidden, Some(permit))),
-        });
-        match (proof, exchange.rule.mode) {
-            (Ok(permit), _) => exchange.passage = Passage::Proven(permit),
-            (Err((refusal, _)), Mode::Report) => exchange.passage = Passage::Reported(refusal),
-            (Err((refusal, permit)), Mode::Enforce) => {
-                exchange.passage = Passage::Refused(permit);
-                return Err(refusal);
-            }
-        }
-        Ok(())
-    }
-
-    async fn prove(
-        &self,
-        headers: &http::HeaderMap,
-        route: Option<&Route>,
-        exchange: &Exchange,
-    ) -> Result<Permit, (Refusal, Option<Permit>)> {
-        let (who, token) = match credentials::read(headers, self.headers.names()) {
-            Err(unclear) => return Err((unclear.into(), None)),
-            Ok(Claim::Missing) => return Err((Refusal::Missing, None)),
-            Ok(Claim::Complete { who, token }) => (who, token),
-        };
-        let attempt = Attempt {
-            who,
-            token: token.as_ref(),
-            source: Source::of(self.headers.client(headers, &exchange.origin)),
-            request: &exchange.request_id,
-            reuse: route.and_then(|route| route.reuse),
-        };
-        let verified = self.verifier.verify(attempt, exchange.started).await;
-        verified.map_err(|unproven| (Refusal::Unproven(unproven), None))
+        let decision = self.decider.decide(&policy, asked).await;
+        exchange.rule = Rule::of(decision.route);
+        let decided = exchange.decided.insert(decision.outcome);
+        decided.as_ref().map(drop).map_err(|refused| refused.why.into())
     }
 
     /// Makes the head that goes upstream out of pingora's copy of the client's.
@@ -188,10 +142,12 @@ impl Gate {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;
         self.headers.strip(request, &exchange.origin);
-        match &exchange.passage {
-            Passage::Proven(permit) => self.headers.identify(request, permit.principal())?,
-            Passage::Public | Passage::Reported(_) => {}
-            Passage::Undecided | Passage::Refused(_) => return Err(undecided()),
+        match &exchange.decided {
+            Some(Ok(Passage::Proven(permit))) => {
+                self.headers.identify(request, permit.principal())?;
+            }
+            Some(Ok(Passage::Public | Passage::Reported(_))) => {}
+            None | Some(Err(_)) => return Err(undecided()),
         }
         self.headers.forward(
             request,
@@ -294,7 +250,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> pingora::Result<bool> {
         let decision = match check_bytes(session.as_downstream()) {
-            Err(unclear) => Err(BadHead::from(unclear).into()),
+            Err(unclear) => Err(unclear.into()),
             Ok(()) => self.decide(session.req_header(), exchange).await,
         };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
@@ -302,7 +258,7 @@ impl ProxyHttp for Gate {
         let Err(refusal) = decision else { return Ok(false) };
         exchange.outcome = Outcome::Refused(refusal);
         Self::close_if_stopping(session, exchange);
-        if matches!(refusal, Refusal::Head(_)) {
+        if refusal.is_of_head() {
             // Where such a request ends is not sure either.
             session.set_keepalive(None);
         }

@@ -10,7 +10,7 @@ use crate::cli::{Failure, Settings, Usage};
 use crate::config::Config;
 use crate::entry::Principal;
 use crate::otp::Reuse;
-use crate::policy::{Access, Authority, Governing, Grant, Mode, Policy, Route};
+use crate::policy::{Access, Authority, Governing, Grant, Mode, Route};
 
 /// Arguments of `otpgate explain`.
 #[derive(Clone, Debug, Args)]
@@ -65,7 +65,7 @@ fn explain(
     uri: &Uri,
     who: Option<&Principal>,
 ) -> Result<Explained, Usage> {
-    let policy = Policy::new(config.routes.clone()).with_similar_paths(config.proxy.similar_paths);
+    let policy = config.policy();
     let host = match uri.authority() {
         None => String::new(),
         Some(authority) => Authority::parse(authority.as_str())
@@ -93,9 +93,14 @@ fn explain(
         Governing::Route(route) => Some(route),
     };
     let number = route.and_then(|route| config.routes.iter().position(|r| r == route));
-    let mode = route.and_then(|route| route.mode).unwrap_or(config.proxy.mode);
     let (status, reason) = judge(route, who);
-    Ok(Explained { status, reason, route: number, path: forwarded, reports: mode == Mode::Report })
+    Ok(Explained {
+        status,
+        reason,
+        route: number,
+        path: forwarded,
+        reports: policy.mode_of(route) == Mode::Report,
+    })
 }
 
 fn judge(route: Option<&Route>, who: Option<&Principal>) -> (Option<u16>, String) {

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::net::Listener;
 use crate::net::service::TowerApp;
 use crate::ops::Ops;
-use crate::policy::{Mode, Policy};
+use crate::policy::Mode;
 use crate::proxy::{self, Upstreams};
 use crate::store::Store;
 use crate::throttle::Throttle;
@@ -130,11 +130,9 @@ impl Server {
 
         if !addresses[0].is_empty() {
             let upstreams = Arc::new(Upstreams::new(&config.proxy, metrics.clone())?);
-            let policy =
-                Policy::new(config.routes.clone()).with_similar_paths(config.proxy.similar_paths);
             let gate = proxy::app(proxy::Parts {
                 verifier: verifier.clone(),
-                policy: Arc::new(ArcSwap::from_pointee(policy)),
+                policy: Arc::new(ArcSwap::from_pointee(config.policy())),
                 headers: config.headers.clone(),
                 config: config.proxy.clone(),
                 upstreams: upstreams.clone(),

@@ -10,29 +10,15 @@ use tracing::info;
 use super::Gate;
 use super::headers::Origin;
 use super::refusal::Refusal;
-use super::request::{Head, Kind};
+use super::request::Kind;
 use crate::clock::Moment;
 use crate::config::Limits;
+use crate::decision::{Head, Passage, Refused};
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
 use crate::net::{BodyWatch, Connection};
-use crate::policy::{Mode, Route, RouteTimeouts};
+use crate::policy::{Route, RouteTimeouts};
 use crate::verifier::Permit;
-
-/// What was decided about a request.
-#[derive(Debug)]
-pub(super) enum Passage {
-    /// Nothing: it must not pass.
-    Undecided,
-    /// It bears the principal's identity.
-    Proven(Permit),
-    /// It passes without identity.
-    Public,
-    /// It passes without identity, though it should be refused.
-    Reported(Refusal),
-    /// It does not pass; the permit, if it was proven at all, is for the log.
-    Refused(Option<Permit>),
-}
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
@@ -52,19 +38,17 @@ pub(super) enum Outcome {
 pub(super) struct Rule {
     /// `public`, `protected` or `none`: for metrics.
     pub(super) kind: &'static str,
-    pub(super) mode: Mode,
     pub(super) upstream: usize,
     pub(super) timeouts: RouteTimeouts,
 }
 
 impl Rule {
-    pub(super) fn of(route: Option<&Route>, mode: Mode) -> Self {
+    pub(super) fn of(route: Option<&Route>) -> Self {
         let Some(route) = route else {
-            return Self { kind: "none", mode, upstream: 0, timeouts: RouteTimeouts::default() };
+            return Self { kind: "none", upstream: 0, timeouts: RouteTimeouts::default() };
         };
         Self {
             kind: if route.is_public() { "public" } else { "protected" },
-            mode: route.mode.unwrap_or(mode),
             upstream: route.upstream.unwrap_or(0),
             timeouts: route.timeouts,
         }
@@ -84,7 +68,8 @@ pub struct Exchange {
     pub(super) kind: Kind,
     pub(super) head: Option<Head>,
     pub(super) rule: Rule,
-    pub(super) passage: Passage,
+    /// `None`: nothing was decided, so it must not pass.
+    pub(super) decided: Option<Result<Passage, Refused>>,
     pub(super) outcome: Outcome,
     /// Backends that could not be connected to.
     pub(super) tried: Vec<BackendAddress>,
@@ -108,8 +93,8 @@ impl Exchange {
             request_id: String::new(),
             kind: Kind::Plain,
             head: None,
-            rule: Rule::of(None, Mode::Enforce),
-            passage: Passage::Undecided,
+            rule: Rule::of(None),
+            decided: None,
             outcome: Outcome::Forwarded,
             tried: Vec::new(),
             upstream_address: None,
@@ -131,37 +116,29 @@ impl Exchange {
     }
 
     fn proven(&self) -> Option<&Principal> {
-        match &self.passage {
-            Passage::Proven(permit) | Passage::Refused(Some(permit)) => Some(permit.principal()),
-            _ => None,
+        match self.decided.as_ref()? {
+            Ok(Passage::Proven(permit)) => Some(permit.principal()),
+            Ok(Passage::Public | Passage::Reported(_)) => None,
+            Err(refused) => refused.permit.as_ref().map(Permit::principal),
         }
     }
 
     fn is_of_previous_seed(&self) -> bool {
-        matches!(&self.passage, Passage::Proven(permit) if permit.is_of_previous_seed())
+        matches!(&self.decided, Some(Ok(Passage::Proven(permit))) if permit.is_of_previous_seed())
     }
 
     /// A word for metrics and a finer one for logs.
     fn verdict(&self) -> (&'static str, &'static str) {
-        match (&self.outcome, &self.passage) {
-            (Outcome::Refused(refusal), _) => (class(*refusal), refusal.reason()),
+        match (&self.outcome, &self.decided) {
+            (Outcome::Refused(refusal), _) => (refusal.class(), refusal.reason()),
             (Outcome::Failed(refusal), _) => ("failed", refusal.reason()),
             (Outcome::ClientGone, _) => ("client_gone", "client_gone"),
-            (Outcome::Forwarded, Passage::Reported(refusal)) => ("reported", refusal.reason()),
-            (Outcome::Forwarded, Passage::Public) => ("public", "public"),
+            (Outcome::Forwarded, Some(Ok(Passage::Reported(refusal)))) => {
+                ("reported", refusal.reason())
+            }
+            (Outcome::Forwarded, Some(Ok(Passage::Public))) => ("public", "public"),
             (Outcome::Forwarded, _) => ("allowed", "proven"),
         }
-    }
-}
-
-/// Refusals by what they mean for an operator.
-fn class(refusal: Refusal) -> &'static str {
-    match refusal.status().as_u16() {
-        401 => "unauthenticated",
-        403 => "forbidden",
-        429 => "throttled",
-        503 => "unavailable",
-        _ => "malformed",
     }
 }
 

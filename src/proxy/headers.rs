@@ -87,10 +87,6 @@ impl HeaderRules {
         Self { names, protected, trusted_proxies }
     }
 
-    pub(super) fn names(&self) -> &HeaderNames {
-        &self.names
-    }
-
     /// Whether `peer` may speak for others. A Unix socket's peer has no address to list.
     pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         is_trusted(peer, &self.trusted_proxies)

@@ -5,33 +5,20 @@ use http::{Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::credentials::Unclear;
 use super::headers::REQUEST_ID;
-use super::request::{ALLOW, BadHead};
+use crate::decision::{self, BadHead};
+use crate::net::framing::Unclear;
 use crate::net::refusal_body;
-use crate::verifier::Refusal as Unproven;
-
-/// Where nobody knows how long it takes.
-const RETRY_AFTER_SECONDS: u64 = 5;
-const CHALLENGE: &str = r#"OTP realm="otpgate""#;
 
 /// Why a request gets no answer of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The head is unclear.
-    Head(BadHead),
-    /// The credentials are unclear.
-    Credentials(Unclear),
-    /// Two routes may govern the path.
-    AmbiguousRoute,
-    /// No credentials.
-    Missing,
-    /// Not proven, or nobody can say.
-    Unproven(Unproven),
-    /// Proven, but the route is not open to the principal.
-    Forbidden,
-    /// Proven, but no route governs the request.
-    NoRoute,
+    /// It may not pass.
+    Decided(decision::Refusal),
+    /// Where its head or body ends is unclear.
+    Framing(Unclear),
+    /// Too many headers.
+    TooManyHeaders,
     /// The body is larger than allowed.
     BodyTooLarge,
     /// The client sends its body too slowly.
@@ -49,17 +36,9 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::Head(BadHead::Method) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Head(BadHead::Headers) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Head(_) | Self::Credentials(_) | Self::AmbiguousRoute | Self::Malformed => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::Missing | Self::Unproven(Unproven::Denied(_)) => StatusCode::UNAUTHORIZED,
-            Self::Unproven(Unproven::Throttled(_)) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unproven(Unproven::Unavailable(_) | Unproven::NoMarks) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Forbidden | Self::NoRoute => StatusCode::FORBIDDEN,
+            Self::Decided(refusal) => refusal.status(),
+            Self::Framing(_) | Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BadUpstream => StatusCode::BAD_GATEWAY,
@@ -68,23 +47,12 @@ impl Refusal {
         }
     }
 
-    /// What the client hears; the same for all reasons of a 401.
+    /// What the client hears.
     fn detail(self) -> &'static str {
         match self {
-            Self::Head(BadHead::Method) => "Method not allowed.",
-            Self::Head(BadHead::Headers) => "The request has too many headers.",
-            Self::Head(_) | Self::AmbiguousRoute | Self::Malformed => {
-                "The request can be read in more than one way."
-            }
-            Self::Credentials(_) => "The credentials can be read in more than one way.",
-            Self::Missing | Self::Unproven(Unproven::Denied(_)) => {
-                "Valid authentication credentials are needed."
-            }
-            Self::Unproven(Unproven::Throttled(_)) => "Too many failed attempts.",
-            Self::Unproven(Unproven::Unavailable(_) | Unproven::NoMarks) => {
-                "Authentication is not available right now."
-            }
-            Self::Forbidden | Self::NoRoute => "You do not have permission to perform this action.",
+            Self::Decided(refusal) => refusal.detail(),
+            Self::Framing(_) | Self::Malformed => "The request can be read in more than one way.",
+            Self::TooManyHeaders => "The request has too many headers.",
             Self::BodyTooLarge => "The request's body is too large.",
             Self::BodyTooSlow => "The request's body took too long.",
             Self::BadUpstream => "The service cannot be reached.",
@@ -93,25 +61,30 @@ impl Refusal {
         }
     }
 
-    /// Seconds after which trying again may help.
-    fn retry_after(self) -> Option<u64> {
+    /// What it means for an operator: a bounded word for metrics.
+    pub(super) fn class(self) -> &'static str {
         match self {
-            Self::Unproven(Unproven::Throttled(throttled)) => Some(throttled.retry_after_seconds()),
-            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_AFTER_SECONDS),
-            _ => None,
+            Self::Decided(refusal) => refusal.class(),
+            _ => "malformed",
         }
+    }
+
+    /// Whether it is unclear where the request ends.
+    pub(super) fn is_of_head(self) -> bool {
+        matches!(
+            self,
+            Self::Framing(_) | Self::TooManyHeaders | Self::Decided(decision::Refusal::Head(_))
+        )
     }
 
     /// A bounded word for logs.
     pub(super) fn reason(self) -> &'static str {
         match self {
-            Self::Head(bad) => bad.reason(),
-            Self::Credentials(unclear) => unclear.reason(),
-            Self::AmbiguousRoute => "ambiguous_route",
-            Self::Missing => "credentials_missing",
-            Self::Unproven(unproven) => unproven.reason(),
-            Self::Forbidden => "forbidden",
-            Self::NoRoute => "no_route",
+            Self::Decided(refusal) => refusal.reason(),
+            Self::Framing(Unclear::Fragment) => "bad_target",
+            Self::Framing(Unclear::Framing) => "bad_framing",
+            Self::Framing(Unclear::LineEnd) => "bad_line_end",
+            Self::TooManyHeaders => "too_many_headers",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTooSlow => "body_too_slow",
             Self::Malformed => "malformed",
@@ -138,12 +111,16 @@ impl Refusal {
         response.insert_header(REQUEST_ID, request_id)?;
         match self.status() {
             StatusCode::UNAUTHORIZED => {
-                response.insert_header(header::WWW_AUTHENTICATE, CHALLENGE)?;
+                response.insert_header(header::WWW_AUTHENTICATE, decision::Refusal::CHALLENGE)?;
             }
-            StatusCode::METHOD_NOT_ALLOWED => response.insert_header(header::ALLOW, ALLOW)?,
+            StatusCode::METHOD_NOT_ALLOWED => {
+                response.insert_header(header::ALLOW, decision::Refusal::ALLOW)?;
+            }
             _ => {}
         }
-        if let Some(seconds) = self.retry_after() {
+        if let Self::Decided(refusal) = self
+            && let Some(seconds) = refusal.retry_after()
+        {
             response.insert_header(header::RETRY_AFTER, seconds.to_string())?;
         }
         if session.req_header().method == Method::HEAD {
@@ -154,14 +131,20 @@ impl Refusal {
     }
 }
 
+impl From<decision::Refusal> for Refusal {
+    fn from(refusal: decision::Refusal) -> Self {
+        Self::Decided(refusal)
+    }
+}
+
 impl From<BadHead> for Refusal {
     fn from(bad: BadHead) -> Self {
-        Self::Head(bad)
+        Self::Decided(bad.into())
     }
 }
 
 impl From<Unclear> for Refusal {
     fn from(unclear: Unclear) -> Self {
-        Self::Credentials(unclear)
+        Self::Framing(unclear)
     }
 }

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["net"],
     &["throttle"],
     &["verifier"],
+    &["decision"],
     &["proxy", "api", "ops", "client"],
     &["commands", "fuzzing"],
     &["cli"],

@@ -99,7 +99,7 @@ impl Setup {
         tokio::spawn(async move { looking_after.run(until).await });
         let gate = app(Parts {
             verifier: store.verifier(metrics.clone()),
-            policy: Arc::new(ArcSwap::from_pointee(Policy::new(self.routes))),
+            policy: Arc::new(ArcSwap::from_pointee(Policy::new(self.routes).with_mode(self.mode))),
             headers: self.headers,
             config,
             upstreams,

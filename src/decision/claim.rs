@@ -23,7 +23,7 @@ pub(super) enum Claim<'a> {
 
 /// Why a request claims nothing that could be checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unclear {
+pub enum Unclear {
     /// There is more than one reading of its headers.
     Ambiguous(Ambiguous),
     /// A name or realm is empty, too long, not UTF-8, or has control characters.
@@ -32,7 +32,8 @@ pub(super) enum Unclear {
 
 impl Unclear {
     /// A bounded word for logs and metrics.
-    pub(super) fn reason(self) -> &'static str {
+    #[must_use]
+    pub fn reason(self) -> &'static str {
         match self {
             Self::Ambiguous(Ambiguous::Duplicate) => "credential_duplicate",
             Self::Ambiguous(Ambiguous::Alias) => "credential_alias",
