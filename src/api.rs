@@ -1,10 +1,12 @@
-//! Management of entries and verification of tokens, as ungleich-otp's REST API answers.
+//! Management of entries and verification of tokens, as ungleich-otp's REST API answers; and `authz`, which
+//! other proxies ask whether a request may pass.
 //!
-//! Every request goes the same way: `edge` → `negotiate` → `body` → `auth` → method → capability →
+//! Every request of the REST API goes the same way: `edge` → `negotiate` → `body` → `auth` → method → capability →
 //! `management`, `list` or `verify`. The order is part of the behaviour.
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -14,14 +16,17 @@ use http::{Method, StatusCode, header, request};
 use serde_json::json;
 
 use crate::clock::Clock;
-use crate::config::{API_MAX_BODY_BYTES, ApiConfig, HeaderNames, ReservedRealms};
+use crate::config::{API_MAX_BODY_BYTES, ApiConfig, ReservedRealms};
+use crate::decision::Decider;
 use crate::metrics::Metrics;
 use crate::net::Connection;
+use crate::policy::Policy;
 use crate::store::Store;
 use crate::verifier::{Permit, Verifier};
 
 mod audit;
 mod auth;
+mod authz;
 mod body;
 mod edge;
 mod entry;
@@ -35,6 +40,7 @@ mod rotate;
 mod value;
 mod verify;
 
+use authz::Dialect;
 use body::Fields;
 #[cfg(any(test, fuzzing))]
 pub use body::fuzz;
@@ -56,8 +62,10 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// Which realms have powers.
     pub realms: ReservedRealms,
-    /// Headers that carry the caller's triple.
-    pub headers: HeaderNames,
+    /// Decides for other proxies.
+    pub decider: Decider,
+    /// Who may pass where; may be swapped at any time.
+    pub policy: Arc<ArcSwap<Policy>>,
     /// `[api]`.
     pub config: ApiConfig,
 }
@@ -100,6 +108,15 @@ pub const ROUTES: [(&str, Resource); 6] = [
     ("/verify", Resource::Verify),
 ];
 
+/// Where other proxies ask.
+const DECISIONS: [(&str, Dialect); 5] = [
+    ("/authz/auth-request", Dialect::AuthRequest),
+    ("/authz/forward-auth", Dialect::ForwardAuth),
+    (authz::EXT_AUTHZ, Dialect::ExtAuthz),
+    ("/authz/ext-authz/", Dialect::ExtAuthz),
+    ("/authz/ext-authz/{*path}", Dialect::ExtAuthz),
+];
+
 impl Api {
     /// The routes.
     pub fn router(self) -> Router {
@@ -114,6 +131,12 @@ impl Api {
                 router = router.route(bare, any(serve));
             }
             router = router.route(&format!("{bare}/"), any(serve));
+        }
+        for (path, dialect) in DECISIONS {
+            let authorize = move |State(api): State<Arc<Self>>, request: Request| async move {
+                api.authorize(dialect, request).await
+            };
+            router = router.route(path, any(authorize));
         }
         router.layer(axum::middleware::from_fn_with_state(api.clone(), edge::edge)).with_state(api)
     }

@@ -376,6 +376,16 @@ pub struct HeaderNames {
     pub identity_principal: Option<http::HeaderName>,
 }
 
+impl HeaderNames {
+    /// All that carry credentials or identity; some may be there twice.
+    pub fn protected(&self) -> impl Iterator<Item = &http::HeaderName> {
+        [&self.name, &self.realm, &self.token]
+            .into_iter()
+            .chain([&self.identity_name, &self.identity_realm])
+            .chain(&self.identity_principal)
+    }
+}
+
 impl Default for HeaderNames {
     fn default() -> Self {
         let name = http::HeaderName::from_static;

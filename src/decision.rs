@@ -1,13 +1,15 @@
 //! Decides about requests: what is asked for, who asks, and whether that may pass. The proxy forwards by
 //! it; the API answers other proxies with it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::clock::Moment;
 use crate::config::HeaderNames;
+use crate::entry::Principal;
 use crate::policy::{Governing, Mode, Policy, Route};
 use crate::throttle::Source;
 use crate::verifier::{Attempt, Permit, Verifier};
@@ -20,7 +22,7 @@ use claim::Claim;
 pub use claim::Unclear;
 #[cfg(any(test, fuzzing))]
 pub use claim::fuzz;
-pub use head::{BadHead, Head, MethodName};
+pub use head::{BadHead, Head, MethodName, split_url};
 pub use refusal::Refusal;
 
 /// A request to decide about.
@@ -74,6 +76,19 @@ pub struct Decision<'p> {
     pub route: Option<&'p Route>,
     /// Whether it passes.
     pub outcome: Result<Passage, Refused>,
+}
+
+/// The headers that say who a proven principal is. Names are UTF-8, which header values may carry (RFC
+/// 9110 section 5.5, `obs-text`): they go out as these very bytes.
+pub fn identity<'a>(
+    names: &'a HeaderNames,
+    who: &'a Principal,
+) -> impl Iterator<Item = (&'a HeaderName, Cow<'a, str>)> {
+    let principal = names.identity_principal.as_ref();
+    [(&names.identity_name, who.name.as_str()), (&names.identity_realm, who.realm.as_str())]
+        .map(|(name, text)| (name, Cow::Borrowed(text)))
+        .into_iter()
+        .chain(principal.map(|name| (name, Cow::Owned(who.to_string()))))
 }
 
 /// Decides.

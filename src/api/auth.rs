@@ -31,7 +31,7 @@ pub(super) async fn authenticate(
     let triple = if fields.any("auth_") {
         ["auth_name", "auth_realm", "auth_token"].map(|name| fields.get(name))
     } else {
-        from_headers = triple_of(&head.headers, &api.headers)?;
+        from_headers = triple_of(&head.headers, api.decider.names())?;
         [0, 1, 2].map(|i| from_headers[i].as_ref())
     };
     let [Ok(name), Ok(realm), Ok(token)] = triple.map(|value| check_text(value, LABEL)) else {

@@ -15,6 +15,7 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::Api;
 use super::audit::{self, Subject};
+use super::authz;
 use super::error::ApiError;
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
@@ -50,6 +51,8 @@ pub(super) struct Note {
     pub(super) reason: Option<&'static str>,
     /// Which entry it manages.
     pub(super) subject: Subject,
+    /// What another proxy asks about.
+    pub(super) asked: Option<Box<authz::Subject>>,
 }
 
 /// Wraps every route.
@@ -60,8 +63,12 @@ pub(super) async fn edge(
 ) -> Response {
     let start = api.clock.now();
     let id = RequestId(new_request_id());
-    // Nothing but ASCII, as the proxy shows paths: others hide or reorder text.
-    let path = utf8_percent_encode(request.uri().path(), CONTROLS).to_string();
+    let path = match request.uri().path() {
+        // The rest is what is asked about.
+        path if path.starts_with(authz::EXT_AUTHZ) => authz::EXT_AUTHZ.to_owned(),
+        // Nothing but ASCII, as the proxy shows paths: others hide or reorder text.
+        path => utf8_percent_encode(path, CONTROLS).to_string(),
+    };
     let method = request.method().clone();
     let client = client_of(&api, &request);
     request.extensions_mut().insert(id.clone());
@@ -98,6 +105,9 @@ pub(super) async fn edge(
         action,
         outcome,
         reason = note.reason,
+        asked_method = note.asked.as_ref().map(|asked| asked.method.as_str()),
+        asked_host = note.asked.as_ref().map(|asked| asked.host.as_str()),
+        asked_path = note.asked.as_ref().map(|asked| asked.path.as_str()),
         realm = note.caller.as_ref().map(|caller| caller.realm.as_str()),
         name = note.caller.as_ref().map(|caller| caller.name.as_str()),
         duration_ms = millis(took),
@@ -115,7 +125,12 @@ fn client_of(api: &Api, request: &Request) -> Option<IpAddr> {
 /// Refuses names of other hosts, and pages of other hosts in a browser. No page has business here: there
 /// is no CORS, and programs send neither `Origin` nor `Sec-Fetch-Site`. (Other `Sec-Fetch-` headers count
 /// for nothing, since some programs do send them.)
+///
+/// The decision endpoints answer proxies alone, whose requests bear what the browsers behind them sent.
 fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
+    if request.uri().path().starts_with("/authz/") {
+        return Ok(());
+    }
     let headers = request.headers();
     let host = match named_host(request.uri(), headers) {
         None => None,
@@ -155,7 +170,7 @@ fn is_address(host: &Authority) -> bool {
     host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
-fn named_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+pub(super) fn named_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     match uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default()),

@@ -16,6 +16,7 @@ use crate::cli::Failure;
 use crate::clock::{Clock, SystemClock};
 use crate::config::warnings::{Warning, warnings};
 use crate::config::{Address, Config, ShutdownConfig};
+use crate::decision::Decider;
 use crate::directory::Directory;
 use crate::directory::follower::{Follower, watch_currency};
 use crate::metrics::Metrics;
@@ -123,6 +124,7 @@ impl Server {
             store.clone(),
             metrics.clone(),
         ));
+        let policy = Arc::new(ArcSwap::from_pointee(config.policy()));
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
         let (closing_back, _) = watch::channel(false);
@@ -132,7 +134,7 @@ impl Server {
             let upstreams = Arc::new(Upstreams::new(&config.proxy, metrics.clone())?);
             let gate = proxy::app(proxy::Parts {
                 verifier: verifier.clone(),
-                policy: Arc::new(ArcSwap::from_pointee(config.policy())),
+                policy: policy.clone(),
                 headers: config.headers.clone(),
                 config: config.proxy.clone(),
                 upstreams: upstreams.clone(),
@@ -148,11 +150,12 @@ impl Server {
         if !addresses[1].is_empty() {
             let api_app = Api {
                 store: store.clone(),
+                decider: Decider::new(verifier.clone(), config.headers.clone()),
                 verifier,
+                policy,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
                 realms: config.realms.clone(),
-                headers: config.headers.clone(),
                 config: config.api.clone(),
             };
             let app = Arc::new(TowerApp::new(api_app.router()));

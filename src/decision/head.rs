@@ -88,7 +88,7 @@ impl Head {
         target: &str,
     ) -> Result<Self, BadHead> {
         let authority = Authority::parse(authority).ok_or(BadHead::Host)?;
-        if !target.starts_with('/') {
+        if !target.starts_with('/') || target.contains('#') {
             return Err(BadHead::Target);
         }
         let (path, query) = match target.split_once('?') {
@@ -100,6 +100,22 @@ impl Head {
             query: query.to_owned(),
             authority,
         })
+    }
+}
+
+/// Splits an `http` or `https` URL into its authority and its path with query.
+///
+/// # Errors
+/// [`BadHead::Target`] if it is none, or if it is unclear where its path begins.
+pub fn split_url(url: &str) -> Result<(&str, &str), BadHead> {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| {
+        url.get(..scheme.len())?.eq_ignore_ascii_case(scheme).then(|| &url[scheme.len()..])
+    });
+    let rest = rest.ok_or(BadHead::Target)?;
+    match rest.find(['/', '?', '#', '\\']) {
+        Some(at) if rest[at..].starts_with('/') => Ok(rest.split_at(at)),
+        None => Ok((rest, "/")),
+        Some(_) => Err(BadHead::Target),
     }
 }
 
@@ -134,11 +150,35 @@ mod tests {
             let head = read("h", target).unwrap();
             assert_eq!((head.path.forwarded(), head.query.as_str()), (path, query), "{target}");
         }
-        for bad in ["", "*", "a", "?a", "http://h/"] {
+        for bad in ["", "*", "a", "?a", "http://h/", "/#", "/a?b#c"] {
             assert_eq!(read("h", bad).unwrap_err(), BadHead::Target, "{bad}");
         }
         for (bad, why) in [("/a/../b", PathError::DotSegment), ("//h/x", PathError::EmptySegment)] {
             assert_eq!(read("h", bad).unwrap_err(), BadHead::Path(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_are_an_authority_and_a_target() {
+        for (url, expected) in [
+            ("http://h", ("h", "/")),
+            ("HTTPS://h:1/", ("h:1", "/")),
+            ("http://u@h/a?b=http://x/", ("u@h", "/a?b=http://x/")),
+        ] {
+            assert_eq!(split_url(url), Ok(expected), "{url}");
+        }
+        for bad in [
+            "",
+            "/",
+            "h/",
+            "//h/",
+            "ftp://h/",
+            "http:/h",
+            "http://h?x",
+            "http://h\\/",
+            "http://h#/",
+        ] {
+            assert_eq!(split_url(bad), Err(BadHead::Target), "{bad}");
         }
     }
 

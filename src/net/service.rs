@@ -83,7 +83,11 @@ where
 
     /// Answers one request. `None`: the connection must be dropped as it is.
     async fn exchange(&self, session: &mut ServerSession, limits: &Limits) -> Option<()> {
-        let framed = check_bytes(session).map_err(|_| bad(UNCLEAR, "bad_framing"));
+        let framed = check_bytes(session).map_err(|_| bad(UNCLEAR, "bad_framing")).and_then(|()| {
+            // The URI would hold another path than the one that was asked for.
+            let is_text = session.req_header().raw_path_is_utf8();
+            if is_text { Ok(()) } else { Err(bad(UNCLEAR, "bad_target")) }
+        });
         let head = match framed.and_then(|()| check(session.req_header(), limits)) {
             Ok(()) => head_of(session),
             Err(refusal) => return refuse(session, &refusal).await,

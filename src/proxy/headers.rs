@@ -11,6 +11,7 @@ use pingora::http::RequestHeader;
 
 use crate::config::HeaderNames;
 use crate::credentials::{folded, spells};
+use crate::decision::identity;
 use crate::entry::Principal;
 use crate::net::{client_address, is_trusted};
 
@@ -78,12 +79,7 @@ pub(super) struct HeaderRules {
 
 impl HeaderRules {
     pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<IpNet>) -> Self {
-        let protected = [&names.name, &names.realm, &names.token]
-            .into_iter()
-            .chain([&names.identity_name, &names.identity_realm])
-            .chain(&names.identity_principal)
-            .cloned()
-            .collect();
+        let protected = names.protected().cloned().collect();
         Self { names, protected, trusted_proxies }
     }
 
@@ -139,20 +135,14 @@ impl HeaderRules {
         request: &mut RequestHeader,
         who: &Principal,
     ) -> pingora::Result<()> {
-        let value = |text: &str| HeaderValue::from_bytes(text.as_bytes());
-        let set = |request: &mut RequestHeader, name: &HeaderName, text: &str| {
-            let value = value(text).map_err(|_| {
+        for (name, text) in identity(&self.names, who) {
+            let value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
                 pingora::Error::explain(
                     pingora::ErrorType::InternalError,
                     "an identity cannot stand in a header",
                 )
             })?;
-            request.insert_header(name.clone(), value)
-        };
-        set(request, &self.names.identity_name, who.name.as_str())?;
-        set(request, &self.names.identity_realm, who.realm.as_str())?;
-        if let Some(name) = &self.names.identity_principal {
-            set(request, name, &who.to_string())?;
+            request.insert_header(name.clone(), value)?;
         }
         Ok(())
     }

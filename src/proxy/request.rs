@@ -7,7 +7,7 @@ use pingora::http::RequestHeader;
 
 use super::refusal::Refusal;
 use crate::config::Limits;
-use crate::decision::{BadHead, Head, MethodName};
+use crate::decision::{BadHead, Head, MethodName, split_url};
 use crate::net::framing::content_length;
 use crate::policy::{PathError, Policy};
 
@@ -93,15 +93,7 @@ fn target(request: &RequestHeader) -> Result<&str, BadHead> {
     if raw.starts_with('/') {
         return Ok(raw);
     }
-    let rest = ["http://", "https://"].iter().find_map(|scheme| {
-        raw.get(..scheme.len())?.eq_ignore_ascii_case(scheme).then(|| &raw[scheme.len()..])
-    });
-    let rest = rest.ok_or(BadHead::Target)?;
-    match rest.find(['/', '?', '#', '\\']) {
-        Some(at) if rest[at..].starts_with('/') => Ok(&rest[at..]),
-        None => Ok("/"),
-        Some(_) => Err(BadHead::Target),
-    }
+    Ok(split_url(raw)?.1)
 }
 
 #[cfg(test)]

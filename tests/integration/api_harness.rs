@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use otpgate::api::Api;
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{
     Address, ApiConfig, HeaderNames, Limits, Listen, ReservedRealms, ThrottleConfig,
 };
+use otpgate::decision::Decider;
 use otpgate::directory::follower::Follower;
 use otpgate::directory::{Directory, Hold, RealmRules, TokenRules};
 use otpgate::entry::{Entry, EntryId, Principal, Realm, Seed};
@@ -16,6 +18,7 @@ use otpgate::metrics::Metrics;
 use otpgate::net::Listener;
 use otpgate::net::service::TowerApp;
 use otpgate::otp::{Generator, TokenParams};
+use otpgate::policy::Policy;
 use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
@@ -142,16 +145,18 @@ impl Gate {
         let listener =
             Listener::bind("api", &setup.api.listen, setup.api.limits, metrics.clone()).unwrap();
         let Address::Tcp(address) = listener.addresses().remove(0) else { panic!("TCP") };
+        let verifier = unthrottled_verifier(directory, store.clone(), metrics.clone());
         let api = Api {
             store: store.clone(),
-            verifier: unthrottled_verifier(directory, store.clone(), metrics.clone()),
+            decider: Decider::new(verifier.clone(), HeaderNames::default()),
+            policy: Arc::new(ArcSwap::from_pointee(Policy::new(Vec::new()))),
+            verifier,
             clock,
             metrics: metrics.clone(),
             realms: ReservedRealms {
                 admin: Realm::parse("ungleich-admin").unwrap(),
                 auth: Realm::parse("ungleich-auth").unwrap(),
             },
-            headers: HeaderNames::default(),
             config: setup.api,
         };
         tasks.spawn(listener.run(Arc::new(TowerApp::new(api.router())), stopped));

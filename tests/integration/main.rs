@@ -15,6 +15,7 @@ mod api_tls;
 mod api_wire;
 mod attack;
 mod audit;
+mod authz;
 mod chaos;
 mod cli;
 mod cli_help;
