@@ -263,7 +263,7 @@ pub const API_MAX_BODY_BYTES: u64 = 2_621_440;
 pub struct ApiConfig {
     /// Empty: off.
     pub listen: Vec<Listen>,
-    /// Proxies whose metadata headers the decision endpoints believe.
+    /// Proxies that may ask for decisions, and whose word on where a request comes from is taken.
     pub trusted_proxies: Vec<IpNet>,
     /// Hosts that requests may name, in lower case; empty: any.
     pub allowed_hosts: Vec<String>,

@@ -98,7 +98,7 @@ impl Metrics {
             ),
             gate_duration: r.histogram(
                 "gate_duration_seconds",
-                "Time from a proxied request's head to the decision about it.",
+                "Time from a request's head, or another proxy's question, to the decision about it.",
                 GATE_SECONDS,
             ),
             upstream_duration: r.histograms(
