@@ -1,8 +1,8 @@
 //! Drives a tower service, such as an axum `Router`, on pingora's HTTP sessions, so that every
 //! listener shares one HTTP stack, one TLS set-up and one drain.
 //!
-//! Owns what HTTP leaves to whoever answers: framing, bodies on demand, unread remainders. It never
-//! logs a request: it may hold a token.
+//! Owns what HTTP leaves to whoever answers: framing, bodies on demand, unread remainders, trailers. It
+//! never logs a request: it may hold a token.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -94,7 +94,7 @@ where
         };
         let is_head = head.method == Method::HEAD;
         let (response, request_body) = self.call(session, head, limits).await;
-        let (mut head, mut body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
         let client_waits =
             matches!(request_body, Reading::Untouched) && session.get_header(EXPECT).is_some();
         let is_last = client_waits || matches!(request_body, Reading::Failed);
@@ -105,14 +105,12 @@ where
         }
         frame(&mut head.headers, head.status, body.size_hint().exact());
         let bodiless = is_head || head.status == StatusCode::NO_CONTENT;
-        session.write_response_header(Box::new(head.into())).await.ok()?;
-        // A body that fails is cut off, so that the client sees that it is not whole.
-        while let Some(frame) = if bodiless { None } else { body.frame().await } {
-            if let Ok(data) = frame.ok()?.into_data() {
-                session.write_response_body(data, false).await.ok()?;
-            }
+        if bodiless || body.is_end_stream() {
+            write_head_only(session, head.into()).await?;
+        } else {
+            session.write_response_header(Box::new(head.into())).await.ok()?;
+            write_body(session, body).await?;
         }
-        session.write_response_body(Bytes::new(), true).await.ok()?;
         if is_last { Some(()) } else { drain(session).await }
     }
 
@@ -224,6 +222,32 @@ fn frame(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>) {
         // HTTP/2 drops it.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
+}
+
+/// Writes an answer without a body. Over HTTP/2 its head is also its end: a gRPC status that comes alone
+/// is taken for one only so.
+async fn write_head_only(session: &mut ServerSession, head: ResponseHeader) -> Option<()> {
+    if let ServerSession::H2(stream) = session {
+        return stream.write_response_header(Box::new(head), true).ok();
+    }
+    session.write_response_header(Box::new(head)).await.ok()?;
+    session.write_response_body(Bytes::new(), true).await.ok()
+}
+
+/// Writes a body and its trailers; HTTP/1.1 clients, which must ask for trailers, do without. A body that
+/// fails is cut off, so that the client sees that it is not whole.
+async fn write_body(session: &mut ServerSession, mut body: Body) -> Option<()> {
+    while let Some(frame) = body.frame().await {
+        match frame.ok()?.into_data() {
+            Ok(data) => session.write_response_body(data, false).await.ok()?,
+            Err(frame) => {
+                if let (Ok(trailers), true) = (frame.into_trailers(), session.is_http2()) {
+                    return session.write_response_trailers(trailers).await.ok();
+                }
+            }
+        }
+    }
+    session.write_response_body(Bytes::new(), true).await.ok()
 }
 
 /// Answers what does not reach the service, and closes the connection.

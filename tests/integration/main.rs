@@ -39,6 +39,7 @@ mod net_floods;
 mod net_paces;
 mod net_sources;
 mod net_tls;
+mod net_trailers;
 mod one_time;
 mod ops;
 mod peers;
