@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use http::{Method, StatusCode, header, request};
@@ -41,6 +42,8 @@ mod value;
 mod verify;
 
 use authz::Dialect;
+#[cfg(any(test, fuzzing))]
+pub use authz::grpc::fuzz as fuzz_call;
 use body::Fields;
 #[cfg(any(test, fuzzing))]
 pub use body::fuzz;
@@ -122,6 +125,10 @@ impl Api {
     pub fn router(self) -> Router {
         let api = Arc::new(self);
         let mut router = Router::new().route("/openapi.json", any(openapi)).fallback(not_found);
+        let check = |State(api): State<Arc<Self>>, request: Request| async move {
+            api.check(request).await
+        };
+        router = router.route(authz::grpc::CHECK, any(check));
         for (path, resource) in ROUTES {
             let serve = move |State(api): State<Arc<Self>>, request: Request| async move {
                 api.serve(resource, request).await
@@ -138,7 +145,10 @@ impl Api {
             };
             router = router.route(path, any(authorize));
         }
-        router.layer(axum::middleware::from_fn_with_state(api.clone(), edge::edge)).with_state(api)
+        router
+            .layer(from_fn_with_state(api.clone(), edge::edge))
+            .layer(from_fn(authz::grpc::pack))
+            .with_state(api)
     }
 
     async fn serve(&self, resource: Resource, request: Request) -> Response {

@@ -12,6 +12,7 @@ use crate::secret::Secret;
 use crate::store::url::StoreUrl;
 
 pub use crate::api::fuzz as body;
+pub use crate::api::fuzz_call as call;
 pub use crate::config::load::fuzz as config;
 pub use crate::decision::fuzz as credentials;
 pub use crate::store::{fuzz_blob as blob, fuzz_log as log};
@@ -20,10 +21,11 @@ pub use crate::store::{fuzz_blob as blob, fuzz_log as log};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("credentials", credentials),
     ("path", path),
     ("body", body),
+    ("call", call),
     ("config", config),
     ("blob", blob),
     ("log", log),

@@ -4,6 +4,7 @@
 //! The decision is the one that the gate's own proxy would make; the query has no part in it. Whoever is
 //! not told that a request passes hears no identity either.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -19,6 +20,8 @@ use crate::decision::{Asked, BadHead, Head, MethodName, Passage, Refusal, Unclea
 use crate::decision::{identity, split_url};
 use crate::entry::Principal;
 use crate::net::{Connection, client_address, is_trusted, refusal_body};
+
+pub(super) mod grpc;
 
 /// Below it, [`Dialect::ExtAuthz`] finds the path that it is asked about.
 pub(super) const EXT_AUTHZ: &str = "/authz/ext-authz";
@@ -54,11 +57,16 @@ pub(super) struct Told<'a> {
     /// Path and query.
     pub(super) target: &'a str,
     pub(super) headers: &'a HeaderMap,
+    /// Where it came from last, the proxy itself if that does not say; `X-Forwarded-For` goes on from there.
+    /// `None`: a Unix socket.
+    pub(super) sender: Option<IpAddr>,
 }
 
 /// What was asked about: for the access line.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
+    /// Where it comes from; `None`: a Unix socket.
+    pub(super) client: Option<IpAddr>,
     pub(super) method: String,
     pub(super) host: String,
     /// Without its query, in its one reading.
@@ -74,6 +82,8 @@ pub(super) enum Denied {
     Missing,
     /// What it tells has more than one reading.
     Unclear,
+    /// The request has more headers than allowed.
+    TooManyHeaders,
     /// The request may not pass.
     Refused(Refusal),
 }
@@ -101,6 +111,7 @@ impl Denied {
         match self {
             Self::Untrusted => StatusCode::FORBIDDEN,
             Self::Missing | Self::Unclear => StatusCode::BAD_REQUEST,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Refused(refusal) => refusal.status(),
         }
     }
@@ -110,6 +121,7 @@ impl Denied {
             Self::Untrusted => "Only proxies in `api.trusted_proxies` may ask.",
             Self::Missing => "The proxy does not tell method, host and path of the request.",
             Self::Unclear => "The proxy tells of the request in more than one way.",
+            Self::TooManyHeaders => "The request has too many headers.",
             Self::Refused(refusal) => refusal.detail(),
         }
     }
@@ -120,6 +132,7 @@ impl Denied {
             Self::Untrusted => ("untrusted", "untrusted_proxy"),
             Self::Missing => ("malformed", "metadata_missing"),
             Self::Unclear => ("malformed", "metadata_unclear"),
+            Self::TooManyHeaders => ("malformed", "too_many_headers"),
             Self::Refused(refusal) => (refusal.class(), refusal.reason()),
         }
     }
@@ -141,33 +154,34 @@ impl Api {
         let id = id.as_ref().map_or("", RequestId::as_str);
         let told = self.check_asker(&head).and_then(|()| dialect.read(&head));
         let ruled = match told {
-            Ok(told) => self.rule(&head, told, id, &mut note).await,
+            Ok(told) => self.rule(told, id, &mut note).await,
             Err(denied) => Err(denied),
         };
-        let (mut response, outcome) = match ruled {
-            Ok((who, outcome)) => (self.allow(dialect, who.as_ref()), outcome),
-            Err(denied) => {
-                let (outcome, reason) = denied.words();
-                note.reason = Some(reason);
-                (deny(dialect, denied, id), outcome)
+        let mut response = match ruled {
+            Ok((who, outcome)) => {
+                let mut response = self.allow(dialect, who.as_ref());
+                response.extensions_mut().insert(Outcome(outcome));
+                response
             }
+            Err(denied) => deny(dialect, denied, id, &mut note),
         };
         response.extensions_mut().insert(note);
-        response.extensions_mut().insert(Outcome(outcome));
         response
     }
 
     /// Only proxies that are listed may tell of requests of others.
     pub(super) fn check_asker(&self, head: &request::Parts) -> Result<(), Denied> {
-        let peer = head.extensions.get::<Arc<Connection>>().and_then(|c| c.peer());
-        if is_trusted(peer, &self.config.trusted_proxies) { Ok(()) } else { Err(Denied::Untrusted) }
+        if is_trusted(peer_of(head), &self.config.trusted_proxies) {
+            Ok(())
+        } else {
+            Err(Denied::Untrusted)
+        }
     }
 
-    /// Decides about the request that a trusted proxy tells of in `asking`. Returns who is proven, `None` if
+    /// Decides about the request that a trusted proxy tells of. Returns who is proven, `None` if
     /// it passes as nobody, and a word for metrics.
     pub(super) async fn rule(
         &self,
-        asking: &request::Parts,
         told: Told<'_>,
         request_id: &str,
         note: &mut Note,
@@ -176,14 +190,14 @@ impl Api {
         let policy = self.policy.load();
         let method = MethodName::parse(told.method)?;
         let head = Head::read(&policy, method, told.authority, told.target)?;
+        let client = client_address(told.headers, told.sender, &self.config.trusted_proxies);
         note.asked = Some(Box::new(Subject {
+            client,
             method: told.method.to_owned(),
             host: head.authority.host().to_owned(),
             path: head.path.shown().into_owned(),
         }));
         self.check_aliases(told.headers)?;
-        let peer = asking.extensions.get::<Arc<Connection>>().and_then(|c| c.peer());
-        let client = client_address(told.headers, peer, &self.config.trusted_proxies);
         let asked = Asked { method, head: &head, headers: told.headers, client, request_id, at };
         let decided = self.decider.decide(&policy, asked).await.outcome;
         let took = self.clock.now().monotonic.saturating_duration_since(at.monotonic);
@@ -290,17 +304,25 @@ impl Dialect {
                 (head.method.as_str(), host, target)
             }
         };
-        Ok(Told { method, authority, target, headers })
+        Ok(Told { method, authority, target, headers, sender: peer_of(head) })
     }
+}
+
+/// Who asks; `None`: somebody on a Unix socket.
+fn peer_of(head: &request::Parts) -> Option<IpAddr> {
+    head.extensions.get::<Arc<Connection>>().and_then(|connection| connection.peer())
 }
 
 fn text(value: &HeaderValue) -> Result<&str, Denied> {
     std::str::from_utf8(value.as_bytes()).map_err(|_| Denied::Unclear)
 }
 
-fn deny(dialect: Dialect, denied: Denied, request_id: &str) -> Response {
+fn deny(dialect: Dialect, denied: Denied, request_id: &str, note: &mut Note) -> Response {
     let status = denied.status();
+    let (outcome, reason) = denied.words();
+    note.reason = Some(reason);
     let mut response = Response::new(Body::from(refusal_body(denied.detail(), request_id)));
+    response.extensions_mut().insert(Outcome(outcome));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == StatusCode::UNAUTHORIZED {

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::error::ApiError;
@@ -120,6 +120,53 @@ pub(super) struct Limits {
     pub(super) time: Duration,
 }
 
+/// Bytes of a body, wiped when dropped. Those beyond [`SMALL_BYTES`] are a share of [`BUDGET`] meanwhile.
+pub(super) struct Held {
+    bytes: Zeroizing<Vec<u8>>,
+    share: SemaphorePermit<'static>,
+}
+
+impl Held {
+    fn nothing() -> Result<Self, ApiError> {
+        let share = BUDGET.try_acquire_many(0).map_err(|_| ApiError::Busy)?;
+        Ok(Self { bytes: Zeroizing::new(Vec::new()), share })
+    }
+
+    fn add(&mut self, part: Bytes, limit: usize) -> Result<(), ApiError> {
+        let length = self.bytes.len() + part.len();
+        if length > limit {
+            return Err(ApiError::TooLarge);
+        }
+        let beyond = length.saturating_sub(SMALL_BYTES.max(self.bytes.len()));
+        let beyond = u32::try_from(beyond).map_err(|_| ApiError::TooLarge)?;
+        self.share.merge(BUDGET.try_acquire_many(beyond).map_err(|_| ApiError::Busy)?);
+        append(&mut self.bytes, part);
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads the body of a request as it is.
+pub(super) async fn read_bytes(mut body: Body, limits: Limits) -> Result<Held, ApiError> {
+    let read = async {
+        let mut held = Held::nothing()?;
+        while let Some(frame) = body.frame().await {
+            if let Ok(part) = frame.map_err(|e| broken_body(&e))?.into_data() {
+                held.add(part, limits.bytes)?;
+            }
+        }
+        Ok(held)
+    };
+    tokio::time::timeout(limits.time, read).await.unwrap_or(Err(ApiError::TooSlow))
+}
+
 /// Reads the body of a request.
 pub(super) async fn read(
     headers: &HeaderMap,
@@ -140,7 +187,7 @@ async fn read_in_time(
         return Ok(Fields::default());
     }
     // Chunked: without a first part there is no body, and its type does not count.
-    let mut read = Zeroizing::new(Vec::new());
+    let mut read = Held::nothing()?;
     let kind = match kind_of(headers) {
         Err(refusal) if declared.is_some() => return Err(refusal),
         kind => kind,
@@ -148,17 +195,9 @@ async fn read_in_time(
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::TooLarge);
     }
-    // Held until the body is dropped.
-    let mut share = BUDGET.try_acquire_many(0).map_err(|_| ApiError::Busy)?;
     while let Some(frame) = body.frame().await {
         let Ok(part) = frame.map_err(|e| broken_body(&e))?.into_data() else { continue };
-        if read.len() + part.len() > limit {
-            return Err(ApiError::TooLarge);
-        }
-        let beyond = (read.len() + part.len()).saturating_sub(SMALL_BYTES.max(read.len()));
-        let beyond = u32::try_from(beyond).map_err(|_| ApiError::TooLarge)?;
-        share.merge(BUDGET.try_acquire_many(beyond).map_err(|_| ApiError::Busy)?);
-        append(&mut read, part);
+        read.add(part, limit)?;
         if let (Err(_), false) = (&kind, read.is_empty()) {
             break;
         }
@@ -170,7 +209,11 @@ async fn read_in_time(
         Kind::Json(Charset::Utf8) => json::parse(utf8(&read)?),
         Kind::Json(Charset::Utf16) => json::parse(&utf16(&read)?),
         Kind::Form => read_form(&read),
-        Kind::Multipart(boundary) => read_multipart(Bytes::from_owner(read), boundary).await,
+        Kind::Multipart(boundary) => {
+            // The share is held until all is read.
+            let Held { bytes, share: _share } = read;
+            read_multipart(Bytes::from_owner(bytes), boundary).await
+        }
     }
 }
 

@@ -22,7 +22,8 @@ use crate::logging::{ACCESS, millis};
 use crate::net::{Connection, client_address, new_request_id};
 use crate::policy::Authority;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Carries the id of a request.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Names a request in logs and in its answer.
@@ -94,6 +95,8 @@ pub(super) async fn edge(
     if let Some(action) = management {
         audit::log(action, &note, outcome, &id, client);
     }
+    // A proxy's question may say more than its head.
+    let client = note.asked.as_ref().map_or(client, |asked| asked.client);
     tracing::info!(
         target: ACCESS,
         listener = "api",
@@ -128,7 +131,8 @@ fn client_of(api: &Api, request: &Request) -> Option<IpAddr> {
 ///
 /// The decision endpoints answer proxies alone, whose requests bear what the browsers behind them sent.
 fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
-    if request.uri().path().starts_with("/authz/") {
+    let path = request.uri().path();
+    if path.starts_with("/authz/") || path == authz::grpc::CHECK {
         return Ok(());
     }
     let headers = request.headers();

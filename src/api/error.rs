@@ -43,6 +43,9 @@ pub(super) enum ApiError {
     /// The resource is there, but has no such method; these it has.
     #[error("method not allowed")]
     Method(http::Method, &'static str),
+    /// gRPC over HTTP/1.1.
+    #[error("HTTP/2 needed")]
+    Http2Needed,
     /// The caller takes no JSON.
     #[error("not acceptable")]
     NotAcceptable,
@@ -113,6 +116,11 @@ impl ApiError {
                 S::METHOD_NOT_ALLOWED,
                 "method",
                 detail(&format!("Method \"{method}\" not allowed.")),
+            ),
+            Self::Http2Needed => (
+                S::HTTP_VERSION_NOT_SUPPORTED,
+                "http_version",
+                detail("gRPC needs HTTP/2: over TLS, or without where `h2c` is on."),
             ),
             Self::NotAcceptable => (
                 S::NOT_ACCEPTABLE,

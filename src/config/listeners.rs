@@ -23,7 +23,7 @@ const MAX_BODY_RATE: u32 = 1 << 20;
 
 pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> ProxyConfig {
     let limits = read_limits(&mut s, Limits::default());
-    let listen = read_listen(&mut s, "127.0.0.1:8080");
+    let listen = read_listen(&mut s, "127.0.0.1:8080", false);
     let upstream = match s.take("upstream") {
         Some(value) => read_upstream(&s, "upstream", value),
         None => parse_upstreams(&["127.0.0.1:9000".to_owned()]).ok(),
@@ -78,7 +78,8 @@ pub(super) fn read_api(mut s: Section) -> ApiConfig {
     };
     let config = ApiConfig {
         limits: read_limits(&mut s, default),
-        listen: read_listen(&mut s, "127.0.0.1:8081"),
+        // gRPC needs it.
+        listen: read_listen(&mut s, "127.0.0.1:8081", true),
         trusted_proxies: read_networks(&mut s, "trusted_proxies"),
         allowed_hosts: s.list("allowed_hosts", parse_host).unwrap_or_default(),
         reveal_seeds: s.or("reveal_seeds", true),
@@ -100,7 +101,7 @@ pub(super) fn read_ops(mut s: Section) -> OpsConfig {
     };
     let config = OpsConfig {
         limits: read_limits(&mut s, default),
-        listen: read_listen(&mut s, "127.0.0.1:9464"),
+        listen: read_listen(&mut s, "127.0.0.1:9464", false),
     };
     s.finish();
     config

@@ -54,11 +54,12 @@ impl Common {
     }
 }
 
-pub(super) fn read_listen(s: &mut Section, default: &str) -> Vec<Listen> {
+/// `h2c`: whether plain addresses take HTTP/2 unless set otherwise.
+pub(super) fn read_listen(s: &mut Section, default: &str, h2c: bool) -> Vec<Listen> {
     let nothing = Common {
         files: None,
         client_ca_file: None,
-        h2c: false,
+        h2c,
         allow_from: Vec::new(),
         unix_mode: UNIX_MODE,
     };

@@ -16,6 +16,7 @@ mod api_wire;
 mod attack;
 mod audit;
 mod authz;
+mod authz_grpc;
 mod chaos;
 mod cli;
 mod cli_help;
