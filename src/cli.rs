@@ -23,7 +23,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the gate
-    Serve(ServeArgs),
+    ///
+    /// SIGTERM and SIGINT stop it; SIGUSR2 starts the program anew, which takes over without a failed request.
+    Serve(RunArgs),
     /// Show the gate at work: a temporary store, a small upstream, real calls
     Demo(commands::demo::DemoArgs),
     /// Tell whether the configuration can be used
@@ -132,6 +134,15 @@ impl ServeArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Take over from the gate that starts this one
+    #[arg(long, hide = true)]
+    takeover: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 struct CheckArgs {
     #[command(flatten)]
     serve: ServeArgs,
@@ -174,11 +185,11 @@ fn keep(memory: Memory) {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => {
-            let config = args.load()?;
+            let config = args.serve.load()?;
             if config.process.core_dumps {
                 keep(Memory::Debuggable);
             }
-            commands::serve::run(config)
+            commands::serve::run(config, args.takeover)
         }
         Command::Demo(args) => commands::demo::run(&args),
         Command::Check(args) => commands::check::run(args.serve.load(), args.form),

@@ -470,6 +470,11 @@ pub struct ShutdownConfig {
     pub delay: Duration,
     /// Longest time that accepted requests may take to finish after that.
     pub grace: Duration,
+    /// Longest time that WebSockets, event streams and gRPC calls may live on after listeners closed; never beyond
+    /// `grace`.
+    pub streams: Duration,
+    /// Longest time in which a successor must be ready.
+    pub upgrade_timeout: Duration,
 }
 
 /// `[process]`.

@@ -64,6 +64,8 @@ pub struct Metrics {
     previous_seeds: IntCounterVec,
     /// Panics caught; each is a bug.
     pub panics: IntCounter,
+    /// Upgrades in which no new process took over.
+    pub upgrade_failures: IntCounter,
     /// Audit events that went to standard error because they could not be written where they belong.
     pub audit_write_failures: IntCounter,
 }
@@ -189,6 +191,10 @@ impl Metrics {
                 "previous_seed_verifications_total",
                 "Accepted tokens that were made with a seed that is being rotated out, by realm.",
                 &["realm"],
+            ),
+            upgrade_failures: r.counter(
+                "upgrade_failures_total",
+                "Upgrades of the program that failed, so that this process went on.",
             ),
             audit_write_failures: r.counter(
                 "audit_write_failures_total",

@@ -20,9 +20,11 @@ mod accept;
 mod body_watch;
 mod client;
 mod connection;
+mod drain;
 pub mod framing;
 mod guard;
 mod http;
+pub mod inherited;
 mod pace;
 pub mod service;
 mod socket;
@@ -31,8 +33,10 @@ mod tls;
 
 pub use body_watch::BodyWatch;
 pub use client::{client_address, is_trusted};
-pub use connection::{Connection, new_request_id, refusal_body};
+pub use connection::{Connection, Extent, STOPPING, new_request_id, refusal_body};
+pub use drain::{Drain, LAST_CHANCE};
 pub use guard::BodyTooSlow;
+pub use inherited::{Handle, Inherited};
 pub use sources::source_of;
 pub use tls::{Certificate, TlsError};
 
@@ -65,6 +69,9 @@ pub enum BindCause {
     /// A file that is not a socket stands in the way.
     #[error("there is a file that is not a socket")]
     NotASocket,
+    /// What was opened for us is not a socket that listens there.
+    #[error("what was handed over for it does not listen there")]
+    NotListening,
     /// The certificate or key.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -80,7 +87,9 @@ impl std::error::Error for BindError {}
 
 /// One bound address.
 struct Bound {
-    socket: Socket,
+    /// As configured: port 0 stays 0.
+    configured: Address,
+    socket: Arc<Socket>,
     tls: Option<Arc<Certificate>>,
     h2c: bool,
     allow_from: Vec<IpNet>,
@@ -93,6 +102,7 @@ pub struct Listener {
     limits: Limits,
     trusted: Vec<IpNet>,
     metrics: Arc<Metrics>,
+    drain: Arc<Drain>,
 }
 
 impl Listener {
@@ -109,10 +119,24 @@ impl Listener {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Vec<BindError>> {
+        Self::open(name, listen, limits, metrics, &mut Inherited::default())
+    }
+
+    /// As [`Self::bind`], but takes the sockets that were opened for it.
+    ///
+    /// # Errors
+    /// As there; also for a socket that does not fit.
+    pub fn open(
+        name: &'static str,
+        listen: &[Listen],
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        inherited: &mut Inherited,
+    ) -> Result<Self, Vec<BindError>> {
         let mut bound = Vec::new();
         let mut errors = Vec::new();
         for place in listen {
-            match Bound::open(place) {
+            match Bound::open(name, place, inherited) {
                 Ok(one) => bound.push(one),
                 Err(cause) => {
                     errors.push(BindError {
@@ -126,7 +150,8 @@ impl Listener {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let listener = Self { name, bound, limits, trusted: Vec::new(), metrics };
+        let drain = Arc::default();
+        let listener = Self { name, bound, limits, trusted: Vec::new(), metrics, drain };
         listener.note_certificates();
         Ok(listener)
     }
@@ -137,6 +162,21 @@ impl Listener {
     pub fn trusting(mut self, proxies: &[IpNet]) -> Self {
         self.trusted = proxies.to_vec();
         self
+    }
+
+    /// Shares what tells its connections how to end.
+    #[must_use]
+    pub fn draining(mut self, drain: &Arc<Drain>) -> Self {
+        self.drain = drain.clone();
+        self
+    }
+
+    /// Its sockets, to hand them to a successor while it runs.
+    #[must_use]
+    pub fn handles(&self) -> Vec<Handle> {
+        let handle =
+            |bound: &Bound| Handle::new(self.name, bound.configured.clone(), &bound.socket);
+        self.bound.iter().map(handle).collect()
     }
 
     /// Where it listens, with real ports.
@@ -176,6 +216,7 @@ impl Listener {
                 sources: sources.clone(),
                 refusals: Occasional::default(),
                 open: open.clone(),
+                drain: self.drain.clone(),
                 app: app.clone(),
                 stop: stop.clone(),
             }
@@ -195,10 +236,19 @@ impl Listener {
 }
 
 impl Bound {
-    fn open(place: &Listen) -> Result<Self, BindCause> {
+    fn open(
+        listener: &'static str,
+        place: &Listen,
+        inherited: &mut Inherited,
+    ) -> Result<Self, BindCause> {
         let tls = place.tls.clone().map(Certificate::load).transpose()?.map(Arc::new);
+        let socket = match inherited.take(listener, &place.address) {
+            Some((socket, file)) => Socket::adopt(&place.address, socket, file, place.unix_mode),
+            None => Socket::bind(&place.address, place.unix_mode),
+        };
         Ok(Self {
-            socket: Socket::bind(&place.address, place.unix_mode)?,
+            configured: place.address.clone(),
+            socket: Arc::new(socket?),
             h2c: place.h2c && tls.is_none(),
             tls,
             allow_from: place.allow_from.clone(),

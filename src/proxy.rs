@@ -24,7 +24,7 @@ use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
 use crate::decision::{Asked, Decider, Passage};
 use crate::metrics::Metrics;
 use crate::net::framing::check_bytes;
-use crate::net::{BodyWatch, Connection, new_request_id};
+use crate::net::{BodyWatch, Connection, Extent, new_request_id};
 use crate::policy::Policy;
 use crate::verifier::Verifier;
 
@@ -229,6 +229,7 @@ impl ProxyHttp for Gate {
             .request_id(&session.req_header().headers, &exchange.origin)
             .unwrap_or_else(new_request_id);
         exchange.kind = Kind::of(session.req_header());
+        exchange.note_extent(session.is_http2());
         session.set_read_timeout(Some(exchange.limits.body_timeout));
         if session.is_http2() {
             // The connection goes on when a stream's client takes nothing; over HTTP/1.1 the guard
@@ -365,6 +366,7 @@ impl ProxyHttp for Gate {
         if response.status == 101 {
             // What comes now is no body.
             exchange.body_moved(0, true);
+            exchange.connection.as_ref().inspect(|connection| connection.is_stream(Extent::Tunnel));
         }
         self.adapt(session, response, exchange)
     }

@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::serve::Server;
+use super::serve::{End, Server};
 use crate::cli::Failure;
 use crate::client::{Client, ClientTls, Credentials, Proof};
 use crate::clock::{Clock, SystemClock};
@@ -88,7 +88,7 @@ async fn demonstrate(
         () = &mut stopped => Ok(()),
         shown = demo.show(args.once) => shown,
     };
-    demo.server.stop().await;
+    demo.server.stop(End::Stopped).await;
     shown
 }
 

@@ -3,9 +3,10 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -20,8 +21,8 @@ use crate::decision::Decider;
 use crate::directory::Directory;
 use crate::directory::follower::{Follower, watch_currency};
 use crate::metrics::Metrics;
-use crate::net::Listener;
 use crate::net::service::TowerApp;
+use crate::net::{Drain, Handle, Inherited, LAST_CHANCE, Listener};
 use crate::ops::Ops;
 use crate::policy::Mode;
 use crate::proxy::{self, Upstreams};
@@ -29,11 +30,30 @@ use crate::store::Store;
 use crate::throttle::Throttle;
 use crate::verifier::Verifier;
 
-/// Runs the gate until SIGTERM or SIGINT.
+mod manager;
+mod upgrade;
+
+use upgrade::{Predecessor, Program};
+
+/// Before the end of the grace, so that what has a bound of its own ends by that.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Runs the gate until SIGTERM or SIGINT, or until another process has taken over (SIGUSR2). `takes_over`: from
+/// the gate that started this process.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
+pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
+    // Before there are threads.
+    let (predecessor, mut inherited) = if takes_over {
+        let (predecessor, inherited) = Predecessor::meet()?;
+        (Some(predecessor), inherited)
+    } else {
+        let inherited = Inherited::from_service_manager()
+            .map_err(|error| format!("what the service manager handed over: {error}"))?;
+        (None, inherited)
+    };
+    let program = Program::of_this_process()?;
     let _logging = crate::logging::init(&config.log)?;
     for Warning { key, text } in warnings(&config) {
         warn!(key, "unsafe setting: {text}");
@@ -44,28 +64,114 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     }
     let runtime = runtime.enable_all().build()?;
     let outcome = runtime.block_on(async {
-        let (mut term, mut int) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut signals = Signals::new()?;
         // Nothing is refused where the whole gate only reports.
         let reports = config.proxy.mode == Mode::Report;
-        let server = Server::start(config, Arc::new(SystemClock)).await?;
-        note_gate("started", reports.then_some("report_mode"));
-        tokio::select! {
-            _ = term.recv() => info!("SIGTERM: draining"),
-            _ = int.recv() => info!("SIGINT: draining"),
+        let server = Server::prepare(config, Arc::new(SystemClock), &mut inherited).await?;
+        check_left(&inherited, takes_over)?;
+        match predecessor {
+            Some(predecessor) => predecessor.succeed(&server).await?,
+            None => {
+                server.open();
+                manager::ready();
+            }
         }
+        note_gate("started", reports.then_some("report_mode"));
+        let end = signals.end(&server, &program).await;
         // A second signal means now.
         tokio::select! {
-            () = server.stop() => info!("stopped"),
-            _ = term.recv() => warn!("a second signal: stopping at once"),
-            _ = int.recv() => warn!("a second signal: stopping at once"),
+            () = server.stop(end) => info!("stopped"),
+            name = signals.stop.recv() => warn!("{name} again: stopping at once"),
         }
-        note_gate("stopped", None);
+        note_gate("stopped", (end == End::Succeeded).then_some("succeeded"));
         Ok::<_, Failure>(ExitCode::SUCCESS)
     });
     // Store threads may be blocked in I/O; nothing acknowledged depends on them any more.
     runtime.shutdown_background();
     outcome
+}
+
+/// Why a gate ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// Another process serves in its place, on the same sockets.
+    Succeeded,
+}
+
+/// The signals that `serve` knows.
+struct Signals {
+    stop: Stop,
+    upgrade: Signal,
+}
+
+/// Those that say stop.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let stop =
+            Stop { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? };
+        Ok(Self { stop, upgrade: signal(SignalKind::user_defined2())? })
+    }
+
+    /// Waits for the end of the gate's service, and tries every upgrade until then.
+    async fn end(&mut self, server: &Server, program: &Program) -> End {
+        loop {
+            tokio::select! {
+                _ = self.upgrade.recv() => {}
+                name = self.stop.recv() => return draining(name),
+            }
+            let handed_over = tokio::select! {
+                handed_over = upgrade::hand_over(program, server) => handed_over,
+                name = self.stop.recv() => return draining(name),
+            };
+            match handed_over {
+                Ok(pid) => {
+                    manager::goes_on_in(pid);
+                    info!(pid, "another process serves now: draining");
+                    return End::Succeeded;
+                }
+                Err(error) => server.note_failed_upgrade(&error),
+            }
+        }
+    }
+}
+
+impl Stop {
+    /// The next one's name.
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+fn draining(signal: &str) -> End {
+    manager::stopping();
+    info!("{signal}: draining");
+    End::Stopped
+}
+
+/// Whether every socket that was opened for this process has its place.
+fn check_left(inherited: &Inherited, takes_over: bool) -> Result<(), Failure> {
+    let left = inherited.left().join("`, `");
+    if left.is_empty() {
+        return Ok(());
+    }
+    if takes_over {
+        // The settings have changed since.
+        info!("no longer listening on `{left}`");
+        return Ok(());
+    }
+    let told = "the service manager handed over sockets on";
+    let fix = "name them in `proxy.listen`, `api.listen` or `ops.listen`, or take them out of the socket unit";
+    Err(format!("{told} `{left}`, where nothing is to listen: {fix}").into())
 }
 
 /// Adds to the audit trail that this gate has started or stopped.
@@ -86,8 +192,16 @@ pub struct Server {
     throttle: Arc<Throttle>,
     clock: Arc<dyn Clock>,
     shutdown: ShutdownConfig,
+    /// Where the entries are, for the log.
+    store: String,
+    metrics: Arc<Metrics>,
+    /// Its listening sockets.
+    handles: Vec<Handle>,
+    drain: Arc<Drain>,
+    opening: watch::Sender<bool>,
     draining: watch::Sender<bool>,
     closing: watch::Sender<bool>,
+    closing_ops: watch::Sender<bool>,
     closing_back: watch::Sender<bool>,
     /// Serves callers: finishes by itself once `closing` is true.
     front: JoinSet<()>,
@@ -96,17 +210,35 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every listener, opens the store and serves. The store need not answer yet: until it does,
+    /// Binds every listener, opens the store and serves: [`Self::prepare`] and [`Self::open`].
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
+        let server = Self::prepare(config, clock, &mut Inherited::default()).await?;
+        server.open();
+        Ok(server)
+    }
+
+    /// Opens the store, and takes its sockets out of `inherited` or binds them: connections wait in the kernel's
+    /// queue until [`Self::open`]. The store need not answer yet: until it does,
     /// the gate is not ready and answers 503.
     ///
     /// # Errors
     /// All addresses that cannot be bound; a store or upstream that can never work as configured.
-    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
+    pub async fn prepare(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        inherited: &mut Inherited,
+    ) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(known_realms(&config)));
         crate::logging::log_panics(metrics.clone());
         crate::logging::count_audit_failures(&metrics);
-        let [callers, api, ops] = bind(&config, &metrics)?;
-        let addresses = [&callers, &api, &ops].map(Listener::addresses);
+        let drain = Arc::<Drain>::default();
+        let listeners = bind(&config, &metrics, inherited)?;
+        let addresses = listeners.each_ref().map(Listener::addresses);
+        let handles = listeners.iter().flat_map(Listener::handles).collect();
+        let [callers, api, ops] = listeners.map(|listener| listener.draining(&drain));
         let store = Store::open(&config.store)?.with_metrics(metrics.clone());
         let directory = Arc::new(Directory::new(
             store.clone(),
@@ -127,6 +259,8 @@ impl Server {
         let policy = Arc::new(ArcSwap::from_pointee(config.policy()));
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
+        let (closing_ops, _) = watch::channel(false);
+        let (opening, _) = watch::channel(false);
         let (closing_back, _) = watch::channel(false);
         let (mut front, mut back) = (JoinSet::new(), JoinSet::new());
 
@@ -145,7 +279,7 @@ impl Server {
             upstreams.resolve().await;
             let stop = closing_back.subscribe();
             back.spawn(async move { upstreams.run(stop).await });
-            front.spawn(callers.run(gate, closing.subscribe()));
+            front.spawn(once(opening.subscribe(), callers.run(gate, closing.subscribe())));
         }
         if !addresses[1].is_empty() {
             let api_app = Api {
@@ -159,14 +293,14 @@ impl Server {
                 config: config.api.clone(),
             };
             let app = Arc::new(TowerApp::new(api_app.router()));
-            front.spawn(api.run(app, closing.subscribe()));
+            front.spawn(once(opening.subscribe(), api.run(app, closing.subscribe())));
         }
         if !addresses[2].is_empty() {
             let (directory, clock) = (directory.clone(), clock.clone());
             let ops_app = Ops::new(directory, metrics.clone(), clock, draining.subscribe());
             let app = Arc::new(TowerApp::new(ops_app.router()));
             // Probes and scrapes go on while callers drain.
-            back.spawn(ops.run(app, closing_back.subscribe()));
+            back.spawn(once(opening.subscribe(), ops.run(app, closing_ops.subscribe())));
         }
         back.spawn(warn_about(store));
         let (throttling, throttle_clock) = (throttle.clone(), clock.clone());
@@ -177,13 +311,6 @@ impl Server {
         back.spawn(async move { follower.run().await });
 
         let [proxy, api, ops] = addresses;
-        info!(
-            version = env!("CARGO_PKG_VERSION"),
-            proxy = %list(&proxy), api = %list(&api), ops = %list(&ops),
-            store = %config.store.url,
-            "serving"
-        );
-        let shutdown = config.shutdown;
         Ok(Self {
             proxy,
             api,
@@ -191,37 +318,100 @@ impl Server {
             directory,
             throttle,
             clock,
-            shutdown,
+            shutdown: config.shutdown,
+            store: config.store.url.to_string(),
+            metrics,
+            handles,
+            drain,
+            opening,
             draining,
             closing,
+            closing_ops,
             closing_back,
             front,
             back,
         })
     }
 
-    /// Turns `/readyz` red, waits the configured delay, closes the listeners and lets accepted
-    /// requests finish within the configured grace.
-    pub async fn stop(mut self) {
-        self.draining.send_replace(true);
-        tokio::time::sleep(self.shutdown.delay).await;
+    /// Begins to accept connections.
+    pub fn open(&self) {
+        self.opening.send_replace(true);
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            proxy = %list(&self.proxy), api = %list(&self.api), ops = %list(&self.ops),
+            store = %self.store,
+            "serving"
+        );
+    }
+
+    /// Whether it can answer callers.
+    fn is_current(&self) -> bool {
+        self.directory.is_current(self.clock.now())
+    }
+
+    fn note_failed_upgrade(&self, error: &upgrade::Failed) {
+        warn!(%error, "the upgrade failed, this process goes on");
+        self.metrics.upgrade_failures.inc();
+        Event { action: "upgrade", outcome: "failed", ..Event::default() }.log();
+    }
+
+    /// Lets what was accepted finish within the configured grace, with listeners closed.
+    ///
+    /// A gate that is told to stop turns `/readyz` red first, and waits the configured delay. One that was
+    /// succeeded leaves that to its successor, and lets idle connections wait for a last request: nobody waits
+    /// for its end.
+    pub async fn stop(mut self, end: End) {
+        self.drain.announce();
+        if end == End::Stopped {
+            self.draining.send_replace(true);
+            tokio::time::sleep(self.shutdown.delay).await;
+        }
+        let grace = self.shutdown.grace;
+        let nearly_all = grace.saturating_sub(MARGIN).max(LAST_CHANCE);
+        let idle = if end == End::Succeeded { nearly_all } else { LAST_CHANCE };
+        self.drain.set_bounds(idle, self.shutdown.streams.min(nearly_all));
+        if end == End::Succeeded {
+            for handle in &self.handles {
+                handle.keep_file(true);
+            }
+            self.closing_ops.send_replace(true);
+        }
         self.closing.send_replace(true);
         let finished = async { while self.front.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.shutdown.grace, finished).await.is_err() {
-            warn!("requests still ran at the end of `shutdown.grace`: cut");
+        if tokio::time::timeout(grace, finished).await.is_err() {
+            let open = ["proxy", "api"].map(|name| self.metrics.open_connections(name).get());
+            let connections = open.iter().sum::<i64>();
+            warn!(connections, "requests still ran at the end of `shutdown.grace`: cut");
+        }
+        let streams = self.drain.streams_cut();
+        if streams > 0 {
+            info!(streams, "streams were still open at the end of `shutdown.streams`: ended");
         }
         self.front.shutdown().await;
+        self.closing_ops.send_replace(true);
         self.closing_back.send_replace(true);
         self.back.shutdown().await;
         self.throttle.flush(self.clock.now()).await;
     }
 }
 
+/// Runs `serving` once `opened` is true.
+async fn once(mut opened: watch::Receiver<bool>, serving: impl Future<Output = ()>) {
+    // Without a sender there is no server any more.
+    if opened.wait_for(|opened| *opened).await.is_ok() {
+        serving.await;
+    }
+}
+
 /// Binds all three listeners; the errors of all of them at once.
-fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<[Listener; 3], Failure> {
+fn bind(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    inherited: &mut Inherited,
+) -> Result<[Listener; 3], Failure> {
     let mut errors = Vec::new();
     let mut bind = |name, listen, limits, trusted| {
-        Listener::bind(name, listen, limits, metrics.clone())
+        Listener::open(name, listen, limits, metrics.clone(), inherited)
             .map(|listener| listener.trusting(trusted))
             .map_err(|e| errors.extend(e))
             .ok()

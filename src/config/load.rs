@@ -232,9 +232,16 @@ fn parse_audit(text: &str) -> Result<AuditTo, String> {
 }
 
 fn read_shutdown(mut s: Section) -> ShutdownConfig {
+    let grace = s.duration("grace").unwrap_or(Duration::from_secs(30));
+    let streams = s.duration("streams");
+    if streams.is_some_and(|streams| streams > grace) {
+        s.problem("streams", "is longer than `grace`, which bounds everything");
+    }
     let config = ShutdownConfig {
         delay: s.duration_or_off("delay").unwrap_or(None).unwrap_or_default(),
-        grace: s.duration("grace").unwrap_or(Duration::from_secs(30)),
+        grace,
+        streams: streams.unwrap_or(Duration::from_secs(10)).min(grace),
+        upgrade_timeout: s.duration("upgrade_timeout").unwrap_or(Duration::from_secs(60)),
     };
     s.finish();
     config

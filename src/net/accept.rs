@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::connection::Connection;
+use super::drain::Drain;
 use super::guard::Guard;
 use super::http::Driven;
 use super::socket::Socket;
@@ -41,13 +42,14 @@ pub(super) struct AcceptLoop<A> {
     pub(super) sources: Arc<Sources>,
     pub(super) refusals: Occasional,
     pub(super) open: IntGauge,
+    pub(super) drain: Arc<Drain>,
     pub(super) app: Arc<Driven<A>>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
     /// Accepts until told to stop, then waits for the connections to end.
-    pub(super) async fn run(mut self, socket: Socket) {
+    pub(super) async fn run(mut self, socket: Arc<Socket>) {
         let mut connections = JoinSet::new();
         let mut pause = PAUSE_MIN;
         let mut stop = self.stop.clone();
@@ -91,8 +93,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
             }
         };
         let is_tls = self.tls.is_some();
-        let connection =
-            Connection::new(self.listener, peer, is_tls, self.limits, self.stop.clone());
+        let (stop, drain) = (self.stop.clone(), self.drain.clone());
+        let connection = Connection::new(self.listener, peer, is_tls, self.limits, stop, drain);
         let app = self.app.clone();
         let metrics = self.metrics.clone();
         let tls = self.tls.clone();

@@ -1,16 +1,18 @@
-//! The watch over bodies of HTTP/2 requests, which pingora reads without any time-out.
+//! The watch over HTTP/2 requests: their bodies, which pingora reads without any time-out, and streams without
+//! end, which outlive the order to stop only for a while.
 //!
 //! A stream that stalls must not take its connection with it, and pingora gives no other way to end
 //! one than to drop its exchange. So every exchange runs beside a watch that it can find, and that
-//! ends it when the client is too slow.
+//! ends it when the client is too slow, or the time is over.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::connection::Connection;
 use super::pace::Pace;
 
 tokio::task_local! {
@@ -21,7 +23,18 @@ tokio::task_local! {
 #[derive(Debug, Default)]
 pub struct BodyWatch {
     watched: Mutex<Option<Watched>>,
+    /// The request's id, if its answer need not end.
+    stream: OnceLock<String>,
     changed: Notify,
+}
+
+/// Why an exchange was ended, with its request's id.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Its body is too slow.
+    TooSlow(String),
+    /// The process stops.
+    Stopping(String),
 }
 
 #[derive(Debug)]
@@ -64,15 +77,34 @@ impl BodyWatch {
         *self.watched() = None;
     }
 
-    /// Runs `exchange` to its end, or until its body is too slow: then it is dropped, and its
-    /// request's id returned.
-    pub(super) async fn over<T>(exchange: impl Future<Output = T>) -> Result<T, String> {
+    /// The exchange may last for hours: once the process stops, it is ended after a while.
+    pub fn is_stream(&self, request_id: &str) {
+        let _ = self.stream.set(request_id.to_owned());
+    }
+
+    /// Runs `exchange` to its end, or until its body is too slow or it has outlived the order to stop for long
+    /// enough: then it is dropped.
+    pub(super) async fn over<T>(
+        connection: &Connection,
+        exchange: impl Future<Output = T>,
+    ) -> Result<T, Broken> {
         let watch = Arc::new(Self::default());
         tokio::select! {
             biased;
             done = WATCH.scope(watch.clone(), exchange) => Ok(done),
-            request_id = watch.too_slow() => Err(request_id),
+            request_id = watch.too_slow() => Err(Broken::TooSlow(request_id)),
+            request_id = watch.outlived(connection) => Err(Broken::Stopping(request_id)),
         }
+    }
+
+    /// Ends when a stream must, at a stop; never for others.
+    async fn outlived(&self, connection: &Connection) -> String {
+        connection.stopped().await;
+        if let (Some(limit), Some(request_id)) = (connection.drain().streams(), self.stream.get()) {
+            sleep(limit).await;
+            return request_id.clone();
+        }
+        std::future::pending().await
     }
 
     async fn too_slow(&self) -> String {
@@ -99,9 +131,21 @@ impl BodyWatch {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::config::Limits;
+    use crate::net::Drain;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// A connection, and what stops its listener; streams live on for a minute.
+    fn connection() -> (watch::Sender<bool>, Arc<Connection>) {
+        let (stop, stopping) = watch::channel(false);
+        let drain = Arc::<Drain>::default();
+        drain.set_bounds(SECOND, 60 * SECOND);
+        (stop, Connection::new("proxy", None, false, Limits::default(), stopping, drain))
+    }
 
     fn begin() -> Arc<BodyWatch> {
         let watch = BodyWatch::current().unwrap();
@@ -112,22 +156,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_exchange_whose_body_stalls_ends_and_others_do_not() {
         let start = Instant::now();
-        let stalled = BodyWatch::over(async {
+        let (_stop, connection) = connection();
+        let stalled = BodyWatch::over(&connection, async {
             let watch = begin();
             tokio::time::sleep(9 * SECOND).await;
             watch.moved(1_000);
             std::future::pending::<()>().await;
         });
-        assert_eq!(stalled.await, Err("it".to_owned()));
+        assert_eq!(stalled.await, Err(Broken::TooSlow("it".to_owned())));
         assert_eq!(start.elapsed().as_secs(), 19);
-        let whole = BodyWatch::over(async {
+        let whole = BodyWatch::over(&connection, async {
             begin().end();
             tokio::time::sleep(100 * SECOND).await;
             5
         });
         assert_eq!(whole.await, Ok(5));
-        let unwatched = BodyWatch::over(tokio::time::sleep(100 * SECOND));
+        let unwatched = BodyWatch::over(&connection, tokio::time::sleep(100 * SECOND));
         assert_eq!(unwatched.await, Ok(()));
         assert!(BodyWatch::current().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_outlives_the_order_to_stop_for_a_while_and_a_request_to_its_end() {
+        let (stop, connection) = connection();
+        let start = Instant::now();
+        let exchange = async |is_stream: bool| {
+            if is_stream {
+                BodyWatch::current().unwrap().is_stream("it");
+            }
+            tokio::time::sleep(10 * SECOND).await;
+            stop.send_replace(true);
+            tokio::time::sleep(100 * SECOND).await;
+        };
+        let stream = BodyWatch::over(&connection, exchange(true)).await;
+        assert_eq!(stream, Err(Broken::Stopping("it".to_owned())));
+        assert_eq!(start.elapsed().as_secs(), 70);
+        assert_eq!(BodyWatch::over(&connection, exchange(false)).await, Ok(()));
     }
 }

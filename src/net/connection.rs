@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pingora::http::ResponseHeader;
@@ -10,6 +10,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::sync::watch;
 
+use super::drain::Drain;
 use crate::config::Limits;
 use crate::logging::ACCESS;
 
@@ -17,6 +18,8 @@ use crate::logging::ACCESS;
 const NO_HEAD: usize = usize::MAX;
 /// [`Connection::answer_within`] while there is no bound.
 const NO_WAIT: u64 = u64::MAX;
+/// The reason in access lines of streams that end because the process stops.
+pub const STOPPING: &str = "stopping";
 
 /// One client connection, shared by its guard and the application.
 #[derive(Debug)]
@@ -26,6 +29,11 @@ pub struct Connection {
     tls: bool,
     limits: Limits,
     stop: watch::Receiver<bool>,
+    drain: Arc<Drain>,
+    /// What the HTTP/1.1 exchange on it is: an [`Extent`].
+    extent: AtomicU8,
+    /// Whether it was ended because the process stops.
+    cut: AtomicBool,
     /// Bytes read of the head that is being read, or [`NO_HEAD`].
     head: AtomicUsize,
     /// Milliseconds that an answer may take to begin, or [`NO_WAIT`].
@@ -43,6 +51,7 @@ impl Connection {
         tls: bool,
         limits: Limits,
         stop: watch::Receiver<bool>,
+        drain: Arc<Drain>,
     ) -> Arc<Self> {
         Arc::new(Self {
             listener,
@@ -50,6 +59,9 @@ impl Connection {
             tls,
             limits,
             stop,
+            drain,
+            extent: AtomicU8::new(Extent::Request as u8),
+            cut: AtomicBool::new(false),
             head: AtomicUsize::new(0),
             answer_within: AtomicU64::new(NO_WAIT),
             bodies: AtomicU32::new(0),
@@ -95,10 +107,50 @@ impl Connection {
         &self.limits
     }
 
-    /// Whether the listener is stopping: this request is the connection's last.
+    /// Whether the process is stopping: this request is the connection's last.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
+        self.drain.is_announced() || *self.stop.borrow()
+    }
+
+    /// Ends once the listener is to stop.
+    pub(super) async fn stopped(&self) {
+        // Without a sender nobody will ever stop it by order.
+        if self.stop.clone().wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// How long what is open now may last once the process stops.
+    pub(super) fn drain(&self) -> &Arc<Drain> {
+        &self.drain
+    }
+
+    /// The HTTP/1.1 exchange may last for hours: once the process stops, it is ended after a while. Until the
+    /// next request.
+    pub fn is_stream(&self, extent: Extent) {
+        self.extent.store(extent as u8, Ordering::Relaxed);
+    }
+
+    /// What the exchange is.
+    pub(super) fn extent(&self) -> Extent {
+        match self.extent.load(Ordering::Relaxed) {
+            TUNNEL => Extent::Tunnel,
+            STREAM => Extent::Stream,
+            _ => Extent::Request,
+        }
+    }
+
+    /// Notes that the stream on it was ended because the process stops.
+    pub(super) fn note_cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+        self.drain.note_cut();
+    }
+
+    /// Whether the HTTP/1.1 stream on it was ended because the process stops.
+    #[must_use]
+    pub fn was_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 
     /// The application has read a request's head: until the next request, the bounds of heads no
@@ -159,6 +211,7 @@ impl Connection {
     pub(super) fn await_head(&self) {
         self.body_done();
         self.answered();
+        self.is_stream(Extent::Request);
         self.head.store(0, Ordering::Relaxed);
     }
 
@@ -166,6 +219,18 @@ impl Connection {
     pub(super) fn head(&self) -> Option<usize> {
         let bytes = self.head.load(Ordering::Relaxed);
         (bytes != NO_HEAD).then_some(bytes)
+    }
+
+    /// Writes the access line of an HTTP/2 stream that was ended because the process stops.
+    pub(super) fn log_cut(&self, request_id: &str) {
+        tracing::info!(
+            target: ACCESS,
+            request_id,
+            listener = self.listener,
+            client = self.peer.map(tracing::field::display),
+            outcome = "failed",
+            reason = STOPPING,
+        );
     }
 
     /// Writes the access line of a request that no application gets to see. Only words of ours: what
@@ -185,6 +250,21 @@ impl Connection {
     pub(super) fn head_grows(&self, bytes: usize) {
         self.head.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+const TUNNEL: u8 = Extent::Tunnel as u8;
+const STREAM: u8 = Extent::Stream as u8;
+
+/// How long an exchange may last by its nature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Extent {
+    /// A request and its answer.
+    Request,
+    /// An answer that need not end.
+    Stream,
+    /// A WebSocket, from the head of the answer that begins it.
+    Tunnel,
 }
 
 /// An HTTP/2 request that is being worked on.

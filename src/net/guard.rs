@@ -6,7 +6,8 @@
 //! - A head that pingora cannot read gets our 400 in place of pingora's: an answer that is written
 //!   while a head is still being read can be nothing else.
 //! - Between requests a connection idles for at most `keepalive_timeout`, and hardly at all once
-//!   the process is stopping.
+//!   the process is stopping, unless it hands over to another.
+//! - A stream without end is ended once the process has been stopping for a while.
 //! - Where the application asks for it, the wait for its answer to begin is bounded.
 //! - A client that takes no bytes for `write_timeout`, or later takes them at less than
 //!   `min_body_rate`, is cut.
@@ -39,13 +40,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, R
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::{Connection, new_request_id, refusal_body};
+use super::connection::{Connection, Extent, new_request_id, refusal_body};
 use super::pace::Pace;
 use crate::metrics::Metrics;
 
+mod frames;
 mod passing;
 mod timer;
 
+use frames::Frames;
 use timer::Timer;
 
 /// RFC 9113 section 3.4.
@@ -55,9 +58,8 @@ const WRITE_BUFFER: usize = 2048;
 /// How long, and how many bytes, a closed connection is still read.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
-/// How long an idle connection outlives the order to stop: a request that was sent before that may
-/// not have been noticed yet.
-const LAST_CHANCE: Duration = Duration::from_millis(100);
+/// A WebSocket's end because the server goes away: a close frame with status 1001 (RFC 6455 section 7.4.1).
+const GOING_AWAY: &[u8] = b"\x88\x02\x03\xe9";
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
@@ -120,6 +122,10 @@ pub(super) struct Guard<S> {
     body_pace: Pace,
     /// Completes when the process is to stop; gone afterwards.
     stopping: Option<BoxFuture>,
+    /// Runs out when a stream has lasted long enough after that.
+    stream_timer: Timer,
+    /// What was written of a tunnel.
+    frames: Option<Frames>,
     ending: Ending,
 }
 
@@ -148,6 +154,8 @@ impl<S: IO> Guard<S> {
             stopping: Some(Box::pin(async move {
                 drop(stop.wait_for(|stop| *stop).await);
             })),
+            stream_timer: Timer::default(),
+            frames: None,
             ending: Ending::Open,
         }
     }
@@ -213,12 +221,10 @@ impl<S: IO> Guard<S> {
             self.awaited = Awaited::Nothing;
             return Poll::Ready(done);
         }
-        if self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready()) {
-            self.stopping = None;
-        }
-        match self.stopping {
-            Some(_) => self.await_for(Awaited::FirstByte, limits.keepalive_timeout),
-            None => self.await_for(Awaited::LastChance, LAST_CHANCE),
+        if self.poll_stopping(cx).is_ready() {
+            self.await_for(Awaited::LastChance, self.connection.drain().idle());
+        } else {
+            self.await_for(Awaited::FirstByte, limits.keepalive_timeout);
         }
         if self.read_timer.poll(cx).is_ready() {
             // Nothing was asked, so nothing is answered.
@@ -227,6 +233,37 @@ impl<S: IO> Guard<S> {
             return self.poll_ending(cx).map(Ok);
         }
         Poll::Pending
+    }
+
+    /// Ready once the process is to stop.
+    fn poll_stopping(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(stopping) = &mut self.stopping {
+            ready!(stopping.as_mut().poll(cx));
+            self.stopping = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Ready once a stream has lasted long enough: the process stops. Its client is told then, if a place
+    /// between two frames allows it.
+    fn poll_end_of_stream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let extent = self.connection.extent();
+        if extent == Extent::Request {
+            return Poll::Pending;
+        }
+        ready!(self.poll_stopping(cx));
+        if let (Some(limit), false) =
+            (self.connection.drain().streams(), self.stream_timer.is_started())
+        {
+            self.stream_timer.start(limit);
+        }
+        ready!(self.stream_timer.poll(cx));
+        self.connection.note_cut();
+        let is_between = self.frames.is_some_and(Frames::is_at_boundary);
+        let farewell = if is_between { GOING_AWAY } else { b"" };
+        self.ending = Ending::Answering(Bytes::from_static(farewell));
+        self.write_timer.start(LINGER);
+        Poll::Ready(())
     }
 
     /// Reads what is no head, or, when the client has sent all, waits for it to leave.
@@ -405,6 +442,7 @@ impl<S: IO> AsyncRead for Guard<S> {
         }
         match this.connection.head() {
             Some(so_far) => this.poll_head(cx, buf, so_far),
+            None if this.poll_end_of_stream(cx).is_ready() => this.poll_ending(cx).map(Ok),
             None => this.poll_body(cx, buf),
         }
     }
@@ -423,6 +461,9 @@ impl<S: IO> AsyncWrite for Guard<S> {
             return Poll::Ready(Ok(buf.len()));
         }
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let (Extent::Tunnel, Poll::Ready(Ok(written))) = (self.connection.extent(), &result) {
+            self.frames.get_or_insert(Frames::START).pass(&buf[..*written]);
+        }
         self.unless_stalled(cx, result, |written| *written)
     }
 

@@ -11,7 +11,7 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::{ALPN, IO};
 use pingora::server::ShutdownWatch;
 
-use super::body_watch::BodyWatch;
+use super::body_watch::{BodyWatch, Broken};
 use super::connection::Connection;
 use super::guard::Guard;
 use crate::config::Limits;
@@ -107,9 +107,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Driven<A> {
             return None;
         };
         let cause = "body_too_slow";
-        match BodyWatch::over(exchange(session)).await {
+        match BodyWatch::over(connection, exchange(session)).await {
             Ok(done) => done,
-            Err(request_id) => {
+            Err(Broken::Stopping(request_id)) => {
+                connection.drain().note_cut();
+                connection.log_cut(&request_id);
+                None
+            }
+            Err(Broken::TooSlow(request_id)) => {
                 self.metrics.connection_refused(connection.listener(), cause);
                 let status = StatusCode::REQUEST_TIMEOUT.as_u16();
                 connection.log_refused(&request_id, status, cause);

@@ -182,14 +182,14 @@ where
                 return None;
             }
         }
-        let limits = match Connection::of(&session) {
+        let (limits, is_stopping) = match Connection::of(&session) {
             Some(connection) => {
                 connection.head_done();
-                *connection.limits()
+                (*connection.limits(), connection.is_stopping())
             }
-            None => Limits::default(),
+            None => (Limits::default(), *shutdown.borrow()),
         };
-        if *shutdown.borrow() {
+        if is_stopping {
             session.set_keepalive(None);
         }
         session.set_pipelining_enabled(true);

@@ -3,15 +3,16 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, TcpKeepalive};
-use socket2::SockRef;
+use socket2::{SockRef, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 
 use super::BindCause;
@@ -38,6 +39,15 @@ pub(super) enum Socket {
     Unix(UnixListener, SocketFile),
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
 impl Socket {
     /// `unix_mode`: permissions of the file, if `address` is a Unix socket.
     pub(super) fn bind(address: &Address, unix_mode: u32) -> Result<Self, BindCause> {
@@ -55,6 +65,49 @@ impl Socket {
                 let (listener, file) = bind_unix(path, unix_mode)?;
                 Ok(Self::Unix(listener, file))
             }
+        }
+    }
+
+    /// Takes a socket that was opened for us. `file`: what is known of the Unix socket's file, which stays until
+    /// [`Self::keep_file`] says otherwise; `None`: it is somebody else's, who chose its permissions and removes
+    /// it.
+    pub(super) fn adopt(
+        address: &Address,
+        socket: OwnedFd,
+        file: Option<FileId>,
+        unix_mode: u32,
+    ) -> Result<Self, BindCause> {
+        check(&socket, address)?;
+        SockRef::from(&socket).set_nonblocking(true)?;
+        match address {
+            Address::Tcp(_) => {
+                let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT);
+                Ok(Self::Tcp(TcpListener::from_std(socket.into())?))
+            }
+            Address::Unix(path) => {
+                let listener = UnixListener::from_std(socket.into())?;
+                // Whoever handed it over may go on.
+                let file = SocketFile { path: path.clone(), id: file, kept: AtomicBool::new(true) };
+                if file.is_there() {
+                    fs::set_permissions(path, fs::Permissions::from_mode(unix_mode))?;
+                }
+                Ok(Self::Unix(listener, file))
+            }
+        }
+    }
+
+    /// The file of a Unix socket, if it is ours to remove.
+    pub(super) fn file(&self) -> Option<FileId> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(_, file) => file.id,
+        }
+    }
+
+    /// Whether the socket's file stays when we close it: a successor's is the same.
+    pub(super) fn keep_file(&self, kept: bool) {
+        if let Self::Unix(_, file) = self {
+            file.kept.store(kept, Ordering::Relaxed);
         }
     }
 
@@ -115,8 +168,9 @@ fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindC
         .and_then(|()| fs::metadata(path));
     match placed {
         Ok(meta) => {
-            let id = (meta.dev(), meta.ino());
-            Ok((listener, SocketFile { path: path.to_owned(), id }))
+            let id = Some((meta.dev(), meta.ino()));
+            let file = SocketFile { path: path.to_owned(), id, kept: AtomicBool::new(false) };
+            Ok((listener, file))
         }
         Err(error) => {
             let _ = fs::remove_file(&beside);
@@ -140,16 +194,46 @@ fn refuse_unless_stale(path: &Path) -> Result<(), BindCause> {
     }
 }
 
+/// Only what would have been bound here in its place is taken: a stream socket that listens on `address`.
+fn check(socket: &OwnedFd, address: &Address) -> Result<(), BindCause> {
+    let socket = SockRef::from(socket);
+    let wrong = || BindCause::NotListening;
+    let is_fit = socket.r#type().map_err(|_| wrong())? == Type::STREAM
+        && socket.is_listener().map_err(|_| wrong())?;
+    let bound = socket.local_addr()?;
+    let is_there = match address {
+        Address::Tcp(address) => bound.as_socket().is_some_and(|bound| {
+            bound.ip() == address.ip() && (address.port() == 0 || bound.port() == address.port())
+        }),
+        // Which name a socket was bound under says nothing: ours are renamed.
+        Address::Unix(_) => bound.is_unix(),
+    };
+    if is_fit && is_there { Ok(()) } else { Err(wrong()) }
+}
+
+/// Device and inode of a Unix socket's file.
+pub(super) type FileId = (u64, u64);
+
 /// The file of a Unix socket; removed when dropped, if it is still ours.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode: a successor may have put its own socket there.
-    id: (u64, u64),
+    /// A successor may have put its own socket there. `None`: it never was ours.
+    id: Option<FileId>,
+    /// Somebody goes on listening on it.
+    kept: AtomicBool,
+}
+
+impl SocketFile {
+    /// Whether our file is still in its place.
+    fn is_there(&self) -> bool {
+        self.id.is_some()
+            && fs::symlink_metadata(&self.path).is_ok_and(|m| Some((m.dev(), m.ino())) == self.id)
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.id) {
+        if !self.kept.load(Ordering::Relaxed) && self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -16,7 +16,7 @@ use crate::config::Limits;
 use crate::decision::{Head, Passage, Refused};
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
-use crate::net::{BodyWatch, Connection};
+use crate::net::{BodyWatch, Connection, Extent, STOPPING};
 use crate::policy::{Route, RouteTimeouts};
 use crate::verifier::Permit;
 
@@ -115,6 +115,24 @@ impl Exchange {
         }
     }
 
+    /// Tells what looks after the connection that the exchange may last for hours.
+    pub(super) fn note_extent(&self, is_http2: bool) {
+        match self.kind {
+            Kind::Plain => {}
+            _ if is_http2 => {
+                BodyWatch::current().inspect(|watch| watch.is_stream(&self.request_id));
+            }
+            // What switches is a tunnel from then on.
+            _ => {
+                self.connection.as_ref().inspect(|connection| connection.is_stream(Extent::Stream));
+            }
+        }
+    }
+
+    fn was_cut(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.was_cut())
+    }
+
     fn proven(&self) -> Option<&Principal> {
         match self.decided.as_ref()? {
             Ok(Passage::Proven(permit)) => Some(permit.principal()),
@@ -130,6 +148,7 @@ impl Exchange {
     /// A word for metrics and a finer one for logs.
     fn verdict(&self) -> (&'static str, &'static str) {
         match (&self.outcome, &self.decided) {
+            (Outcome::Forwarded | Outcome::ClientGone, _) if self.was_cut() => ("failed", STOPPING),
             (Outcome::Refused(refusal), _) => (refusal.class(), refusal.reason()),
             (Outcome::Failed(refusal), _) => ("failed", refusal.reason()),
             (Outcome::ClientGone, _) => ("client_gone", "client_gone"),

@@ -23,6 +23,11 @@ impl Timer {
         }
     }
 
+    /// Whether it was ever started.
+    pub(super) fn is_started(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Ready when the time is over; never if the timer was not started.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.0.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
