@@ -338,6 +338,7 @@ impl Server {
         self.opening.send_replace(true);
         info!(
             version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
             proxy = %list(&self.proxy), api = %list(&self.api), ops = %list(&self.ops),
             store = %self.store,
             "serving"

@@ -67,3 +67,4 @@ mod store_rekey;
 mod store_sqlite;
 mod store_verify;
 mod throttle;
+mod upgrade;

@@ -42,6 +42,8 @@ const SERVING: u8 = b'4';
 
 /// Time between two looks whether entries are current.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often to look whether a process that hung up has ended, before it is killed: for five seconds.
+const LOOKS_FOR_THE_END: usize = 250;
 /// Variables of the service manager that are about the sockets of one process.
 const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
@@ -118,7 +120,7 @@ pub(super) async fn hand_over(program: &Program, server: &Server) -> Result<u32,
     info!(pid = successor.child.id(), program = %program.path.display(), "started a successor");
     match timeout(limit, successor.take_over(server)).await {
         Ok(Ok(true)) => Ok(successor.release()),
-        Ok(Ok(false)) => Err(successor.end().map_or_else(Failed::from, Failed::Ended)),
+        Ok(Ok(false)) => Err(successor.ended().await.map_or_else(Failed::from, Failed::Ended)),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(Failed::Late(limit)),
     }
@@ -179,9 +181,19 @@ impl Successor {
         self.child.id()
     }
 
-    /// How it ended.
+    /// How it ended, after it has hung up: it may still be saying why.
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        for _ in 0..LOOKS_FOR_THE_END {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        self.end()
+    }
+
+    /// Ends it.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        // It is about to, or pretends.
         let _ = self.child.kill();
         self.child.wait()
     }
