@@ -15,6 +15,8 @@ use crate::harness::{Sandbox, output_within, python, run, stderr, stdout};
 use crate::ops::every_metric;
 use crate::peers::tls::Pki;
 
+/// How long the service sleeps before a sidecar's gate is told to stop.
+const SERVICE_SLEEPS: u64 = 5;
 /// Labels that Prometheus adds, or keeps of histograms.
 const ADDED: [&str; 3] = ["job", "instance", "le"];
 
@@ -64,9 +66,12 @@ fn of_kind<'a>(documents: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'
     documents.iter().filter(move |document| document["kind"] == kind)
 }
 
-/// Longer than a gate may take to stop.
-fn is_above_grace(seconds: u64) -> bool {
-    Duration::from_secs(seconds) > load_text("").unwrap().shutdown.grace
+/// Longer than a gate with this configuration of a folder may take to stop.
+fn is_above_grace(seconds: u64, configuration: &str) -> bool {
+    let sandbox = Sandbox::new();
+    let text = with_files(&sandbox, &deploy(configuration));
+    let shutdown = load_text(&text).unwrap().shutdown;
+    Duration::from_secs(seconds) > shutdown.delay + shutdown.grace
 }
 
 /// Whether an image names its version.
@@ -315,7 +320,7 @@ async fn the_compose_file_is_locked_down_and_gives_redis_the_published_rights() 
         }
     }
     let grace = text(&services["otpgate"]["stop_grace_period"]);
-    assert!(is_above_grace(grace.trim_end_matches('s').parse().unwrap()));
+    assert!(is_above_grace(grace.trim_end_matches('s').parse().unwrap(), "docker/otpgate.toml"));
 
     let manual = read("docs/operations.md");
     let published = manual.split("ACL SETUSER manager on >PASSWORD ").nth(1).unwrap();
@@ -337,7 +342,9 @@ async fn pods_are_restricted_and_gates_are_probed() {
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         assert_eq!(pod["automountServiceAccountToken"], false);
-        assert!(is_above_grace(pod["terminationGracePeriodSeconds"].as_u64().unwrap()));
+        let service_first = if part == "sidecar" { SERVICE_SLEEPS } else { 0 };
+        let own = pod["terminationGracePeriodSeconds"].as_u64().unwrap() - service_first;
+        assert!(is_above_grace(own, &format!("kubernetes/base/{part}/otpgate.toml")), "{part}");
         for container in list(&pod["initContainers"]).iter().chain(list(&pod["containers"])) {
             let name = text(&container["name"]);
             let security = &container["securityContext"];
@@ -357,6 +364,8 @@ async fn pods_are_restricted_and_gates_are_probed() {
             }
         }
         if part == "sidecar" {
+            let sleep = &pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"];
+            assert_eq!(sleep.as_u64(), Some(SERVICE_SLEEPS));
             assert_eq!(pod["initContainers"][0]["restartPolicy"], "Always");
         } else {
             assert_eq!(of_kind(&documents, "PodDisruptionBudget").count(), 1);
@@ -392,7 +401,7 @@ fn the_unit_lets_requests_finish_and_has_files_enough() {
         line.unwrap_or_else(|| panic!("no {key}"))
     };
     let stop = setting("TimeoutStopSec").trim_end_matches('s').parse().unwrap();
-    assert!(is_above_grace(stop));
+    assert!(is_above_grace(stop, "systemd/otpgate.toml"));
     let config = load_text("").unwrap();
     let limits = [&config.proxy.limits, &config.api.limits, &config.ops.limits];
     let connections: usize = limits.iter().map(|limits| limits.max_connections).sum();
@@ -401,14 +410,31 @@ fn the_unit_lets_requests_finish_and_has_files_enough() {
     assert_eq!(setting("NoNewPrivileges"), "yes");
     assert_eq!(setting("ProtectSystem"), "strict");
 
+    assert_eq!(setting("Type"), "notify");
+
     // Its own words for it, where systemd is.
     let sandbox = Sandbox::new();
     let unit = unit.replace("/usr/local/bin/otpgate", env!("CARGO_BIN_EXE_otpgate"));
-    let file = sandbox.write("otpgate.service", &unit);
-    let Ok(verified) = Command::new("systemd-analyze").arg("verify").arg(file).output() else {
-        return;
-    };
+    let service = sandbox.write("otpgate.service", &unit);
+    let socket = sandbox.write("otpgate.socket", &read("deploy/systemd/otpgate.socket"));
+    let verify = Command::new("systemd-analyze").arg("verify").args([service, socket]).output();
+    let Ok(verified) = verify else { return };
     // It looks at units of the machine too.
     let said = stderr(&verified);
-    assert!(verified.status.success() && !said.contains("otpgate.service"), "{said}");
+    assert!(verified.status.success() && !said.contains("otpgate."), "{said}");
+}
+
+/// Any other would keep the gate from starting.
+#[test]
+fn the_sockets_of_systemd_are_those_of_its_configuration() {
+    let config = load_text(&read("deploy/systemd/otpgate.toml")).unwrap();
+    let listen = [config.proxy.listen, config.api.listen, config.ops.listen].concat();
+    let configured: BTreeSet<_> = listen.iter().map(|one| one.address.to_string()).collect();
+    let unit = read("deploy/systemd/otpgate.socket");
+    let opened: BTreeSet<_> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("ListenStream="))
+        .map(|at| if at.starts_with('/') { format!("unix:{at}") } else { at.to_owned() })
+        .collect();
+    assert_eq!(opened, configured);
 }

@@ -62,6 +62,7 @@ fn the_manual_shows_the_defaults() {
             format!("{:?}", (config.store.max_stale, config.rules.default, config.headers)),
             format!("{:?}", config.store.redis),
             format!("{:?}", (config.shutdown.grace, config.log, config.throttle)),
+            format!("{:?}", (config.shutdown.streams, config.shutdown.upgrade_timeout)),
             format!("{:?}", (config.api.rotate_overlap, config.process)),
             format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
         ]
