@@ -366,7 +366,10 @@ impl ProxyHttp for Gate {
         if response.status == 101 {
             // What comes now is no body.
             exchange.body_moved(0, true);
-            exchange.connection.as_ref().inspect(|connection| connection.is_stream(Extent::Tunnel));
+            exchange
+                .connection
+                .as_ref()
+                .inspect(|connection| connection.set_extent(Extent::Tunnel));
         }
         self.adapt(session, response, exchange)
     }

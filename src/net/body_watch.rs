@@ -78,7 +78,7 @@ impl BodyWatch {
     }
 
     /// The exchange may last for hours: once the process stops, it is ended after a while.
-    pub fn is_stream(&self, request_id: &str) {
+    pub fn note_stream(&self, request_id: &str) {
         let _ = self.stream.set(request_id.to_owned());
     }
 
@@ -182,7 +182,7 @@ mod tests {
         let start = Instant::now();
         let exchange = async |is_stream: bool| {
             if is_stream {
-                BodyWatch::current().unwrap().is_stream("it");
+                BodyWatch::current().unwrap().note_stream("it");
             }
             tokio::time::sleep(10 * SECOND).await;
             stop.send_replace(true);

@@ -126,9 +126,9 @@ impl Connection {
         &self.drain
     }
 
-    /// The HTTP/1.1 exchange may last for hours: once the process stops, it is ended after a while. Until the
-    /// next request.
-    pub fn is_stream(&self, extent: Extent) {
+    /// Says what the HTTP/1.1 exchange is: one that may last for hours is ended after a while once the process
+    /// stops. Until the next request.
+    pub fn set_extent(&self, extent: Extent) {
         self.extent.store(extent as u8, Ordering::Relaxed);
     }
 
@@ -211,7 +211,7 @@ impl Connection {
     pub(super) fn await_head(&self) {
         self.body_done();
         self.answered();
-        self.is_stream(Extent::Request);
+        self.set_extent(Extent::Request);
         self.head.store(0, Ordering::Relaxed);
     }
 

@@ -120,11 +120,13 @@ impl Exchange {
         match self.kind {
             Kind::Plain => {}
             _ if is_http2 => {
-                BodyWatch::current().inspect(|watch| watch.is_stream(&self.request_id));
+                BodyWatch::current().inspect(|watch| watch.note_stream(&self.request_id));
             }
             // What switches is a tunnel from then on.
             _ => {
-                self.connection.as_ref().inspect(|connection| connection.is_stream(Extent::Stream));
+                self.connection
+                    .as_ref()
+                    .inspect(|connection| connection.set_extent(Extent::Stream));
             }
         }
     }

@@ -163,6 +163,9 @@ async fn a_successor_inherits_the_listening_sockets_and_nothing_else() {
         shareable(ours).iter().any(|name| name.starts_with("socket:")),
         "it has the connection"
     );
+    // Another one takes longer than an idle connection has at a stop.
+    gates.upgrade();
+    let new = gates.reigning;
     let answer = held.ask("GET / HTTP/1.1\r\nHost: g\r\n\r\n").await.unwrap();
     assert_eq!((answer.status, answer.header("connection")), (401, Some("close")));
     drop(held);
@@ -253,7 +256,7 @@ fn installed(sandbox: &Sandbox, settings: &str) -> Gate {
     let mut command = std::process::Command::new(&program);
     command
         .env_clear()
-        .args(["serve", "--log-format", "json", "--store", &sandbox.store()])
+        .args(["serve", "--log-format", "json"])
         .args(["--api", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--proxy", "127.0.0.1:0"])
         .arg("--config")
         .arg(config);

@@ -37,12 +37,13 @@ async fn answers(gate: &Gate) {
 #[tokio::test]
 async fn a_successor_that_does_not_serve_changes_nothing() {
     let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
-    let settings = |more: &str| {
+    let of_store = |store: &str, more: &str| {
         format!(
-            "[proxy]\nupstream = '{}'\n[shutdown]\nupgrade_timeout = '1s'\n{more}",
+            "[proxy]\nupstream = '{}'\n[shutdown]\nupgrade_timeout = '1s'\n[store]\n{store}\n{more}",
             echo.address
         )
     };
+    let settings = |more: &str| of_store(&format!("url = '{}'", sandbox.store()), more);
     let mut gates = Dynasty::new(installed(&sandbox, &settings("")).ready().await);
     let failed = |n: usize| format!("otpgate_upgrade_failures_total {n}");
 
@@ -54,6 +55,15 @@ async fn a_successor_that_does_not_serve_changes_nothing() {
     assert_eq!(failures(&gates.gate).await, failed(1));
     sandbox.write("otpgate.toml", &settings(""));
 
+    // A store that it cannot reach, unlike this process.
+    let away = format!("url = 'redis://127.0.0.1:{}'\nsealing = 'off'", free_port());
+    sandbox.write("otpgate.toml", &of_store(&away, ""));
+    gates.signal(libc::SIGUSR2);
+    told(&gates, "was not ready within `shutdown.upgrade_timeout` (1s)");
+    answers(&gates.gate).await;
+    assert_eq!(failures(&gates.gate).await, failed(2));
+    sandbox.write("otpgate.toml", &settings(""));
+
     // No program.
     install(&sandbox, b"this is none");
     gates.signal(libc::SIGUSR2);
@@ -63,11 +73,11 @@ async fn a_successor_that_does_not_serve_changes_nothing() {
     // One that does something else, for too long.
     install(&sandbox, b"#!/bin/sh\nexec sleep 600\n");
     gates.signal(libc::SIGUSR2);
-    let other = gates.gate.wait_for_log(|line| line["message"] == "started a successor");
-    assert!(other.is_some());
-    told(&gates, "was not ready within `shutdown.upgrade_timeout` (1s)");
+    eventually("it is given up", || async {
+        (failures(&gates.gate).await == failed(4)).then_some(())
+    })
+    .await;
     answers(&gates.gate).await;
-    assert_eq!(failures(&gates.gate).await, failed(3));
     let log = gates.gate.log_text();
     let started =
         log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -85,7 +95,21 @@ async fn a_successor_that_does_not_serve_changes_nothing() {
     assert_eq!(program, sandbox.path("otpgate"));
     assert_eq!(failures(&gates.gate).await, failed(0), "another process");
     let events = gates.gate.log_text();
-    assert_eq!(events.matches("\"action\":\"upgrade\"").count(), 3, "{events}");
+    assert_eq!(events.matches("\"action\":\"upgrade\"").count(), 4, "{events}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_an_upgrade_that_is_under_way() {
+    let sandbox = Sandbox::with_entries();
+    let settings = format!("[store]\nurl = '{}'\n", sandbox.store());
+    let gates = Dynasty::new(installed(&sandbox, &settings).ready().await);
+    install(&sandbox, b"#!/bin/sh\nexec sleep 600\n");
+    gates.signal(libc::SIGUSR2);
+    let successor = gates.next_of("started a successor");
+    gates.signal(libc::SIGTERM);
+    for pid in [successor, gates.reigning] {
+        eventually("both end", || async { has_ended(pid).then_some(()) }).await;
+    }
 }
 
 /// A Unix socket that a failed successor had already is still there, and the old process's.
