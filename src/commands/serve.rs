@@ -35,6 +35,8 @@ mod upgrade;
 
 use upgrade::{Predecessor, Program};
 
+/// Time between two looks whether entries are current.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Before the end of the grace, so that what has a bound of its own ends by that.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -67,11 +69,16 @@ pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
         let mut signals = Signals::new()?;
         // Nothing is refused where the whole gate only reports.
         let reports = config.proxy.mode == Mode::Report;
+        let in_queue = !inherited.left().is_empty();
         let server = Server::prepare(config, Arc::new(SystemClock), &mut inherited).await?;
         check_left(&inherited, takes_over)?;
         match predecessor {
             Some(predecessor) => predecessor.succeed(&server).await?,
             None => {
+                if in_queue && let Some(name) = signals.stop.before(server.first_load()).await {
+                    info!("{name}: nothing was accepted yet, stopping");
+                    return Ok(ExitCode::SUCCESS);
+                }
                 server.open();
                 manager::ready();
             }
@@ -143,6 +150,14 @@ impl Signals {
 }
 
 impl Stop {
+    /// The signal that came before `work` was done, if one did.
+    async fn before(&mut self, work: impl Future<Output = ()>) -> Option<&'static str> {
+        tokio::select! {
+            () = work => None,
+            name = self.recv() => Some(name),
+        }
+    }
+
     /// The next one's name.
     async fn recv(&mut self) -> &'static str {
         tokio::select! {
@@ -194,6 +209,7 @@ pub struct Server {
     shutdown: ShutdownConfig,
     /// Where the entries are, for the log.
     store: String,
+    first_load_within: Duration,
     metrics: Arc<Metrics>,
     /// Its listening sockets.
     handles: Vec<Handle>,
@@ -320,6 +336,7 @@ impl Server {
             clock,
             shutdown: config.shutdown,
             store: config.store.url.to_string(),
+            first_load_within: config.store.max_stale,
             metrics,
             handles,
             drain,
@@ -331,6 +348,18 @@ impl Server {
             front,
             back,
         })
+    }
+
+    /// Waits for entries, as long as callers may be let wait for a store: they wait in the queue of a service
+    /// manager's sockets, and would get 503.
+    async fn first_load(&self) {
+        let current = async {
+            while !self.is_current() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        // Without entries the answers say why.
+        let _ = tokio::time::timeout(self.first_load_within, current).await;
     }
 
     /// Begins to accept connections.

@@ -28,7 +28,7 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
-use super::Server;
+use super::{LOOK_EVERY, Server};
 use crate::cli::Failure;
 use crate::net::inherited::{self, Handle, Inherited};
 
@@ -40,8 +40,6 @@ const READY: u8 = b'2';
 const SERVE: u8 = b'3';
 const SERVING: u8 = b'4';
 
-/// Time between two looks whether entries are current.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often to look whether a process that hung up has ended, before it is killed: for five seconds.
 const LOOKS_FOR_THE_END: usize = 250;
 /// Variables of the service manager that are about the sockets of one process.

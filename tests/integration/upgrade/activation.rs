@@ -95,7 +95,7 @@ async fn restarts_under_a_service_manager_refuse_nobody() {
     assert!(environment.contains("LISTEN_FDS=3"), "it was given them");
     let callers = Callers::new();
     // Who comes while nobody accepts waits in the queue, for the gate and then for its entries.
-    callers.waiting("new connections", format!("127.0.0.1:{port}").parse().unwrap());
+    callers.anew("new connections", format!("127.0.0.1:{port}").parse().unwrap());
     for restart in 1..=2 {
         callers.go_on(10).await;
         let old = pids(&gate)[restart - 1];

@@ -101,22 +101,6 @@ impl Callers {
         });
     }
 
-    /// Anew each time; 503 is an answer, too, as long as entries are loaded.
-    pub(super) fn waiting(&self, who: &'static str, address: SocketAddr) {
-        self.start(who, move || async move {
-            let mut outcomes = match TcpStream::connect(address).await {
-                Ok(stream) => use_up(stream, 1, get).await,
-                Err(error) => vec![Err(format!("connecting: {error}"))],
-            };
-            for outcome in &mut outcomes {
-                if outcome.as_ref().is_err_and(|error| error.starts_with("503")) {
-                    *outcome = Ok(());
-                }
-            }
-            outcomes
-        });
-    }
-
     pub(super) fn unix(&self, who: &'static str, path: &Path) {
         let path: PathBuf = path.to_owned();
         self.start(who, move || {
@@ -200,7 +184,7 @@ impl Callers {
 }
 
 /// At most so many calls in a row; then others have their turn.
-const IN_A_ROW: usize = 200;
+const IN_A_ROW: usize = 50;
 
 fn get() -> String {
     let token = token(ALICE);
