@@ -266,6 +266,13 @@ async fn ask_http2(send: &SendRequest<Bytes>) -> Option<Result<(), String>> {
     Some(match answer.await {
         Ok(status) if status == 200 => Ok(()),
         Ok(status) => Err(status.to_string()),
+        // Its client sent it after GOAWAY had come, which names it as not looked at: all clients send such a request
+        // again (RFC 9113 section 6.8).
+        Err(error) if is_not_looked_at(&error) => return None,
         Err(error) => Err(error.to_string()),
     })
+}
+
+fn is_not_looked_at(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
