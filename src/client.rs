@@ -1,68 +1,110 @@
-//! Asynchronous client of the management and verify API, here or of ungleich-otp itself.
+//! For services: [`TokenSource`] makes the headers of calls through a gate, and [`Client`] calls the
+//! management and verify API, here or of ungleich-otp itself.
 //!
 //! Owns the calls and their time-outs. The triple is sent in the JSON body, also on `GET` and
 //! `DELETE`, as ungleichotpclient does. Nothing here prints a secret.
+//!
+//! A service that gets tokens itself, and may verify them:
+//!
+//! ```no_run
+//! use otpgate::client::{Client, ClientTls, TokenSource};
+//!
+//! # async fn login(name: &str, realm: &str, token: &str, peer: std::net::IpAddr)
+//! # -> Result<bool, Box<dyn std::error::Error>> {
+//! let shop = TokenSource::from_file("shop", "ungleich-auth", "shop.seed")?;
+//! let client = Client::new("https://otp.example", shop, &ClientTls::default())?;
+//! match client.verify(name, realm, token, Some(peer)).await {
+//!     Ok(()) => Ok(true),
+//!     Err(refusal) if refusal.is_denial() => Ok(false),
+//!     Err(nobody_can_say) => Err(nobody_can_say.into()),
+//! }
+//! # }
+//! ```
+//!
+//! An administrator, of the realm `ungleich-admin`:
+//!
+//! ```no_run
+//! # use otpgate::client::{Client, ClientTls, Filter, TokenSource};
+//! # async fn manage() -> Result<(), Box<dyn std::error::Error>> {
+//! let client =
+//!     Client::new("unix:/run/otpgate/api.sock", TokenSource::from_env()?, &ClientTls::default())?;
+//! let fields = serde_json::json!({ "name": "printer", "realm": "office" });
+//! let printer = client.create(fields.as_object().unwrap().clone()).await?;
+//! println!("{}", printer.seed.as_ref().map_or("hidden", |seed| seed.expose()));
+//! for entry in client.list(&Filter::default()).await? {
+//!     println!("{}@{}", entry.name, entry.realm);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::header::{ACCEPT, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use crate::clock::Clock;
-use crate::entry::{Name, Realm, Seed, is_unprintable};
-use crate::otp::{Generator, TokenParams};
+use crate::entry::{Name, Realm, is_unprintable};
 use crate::secret::Secret;
 
 mod elements;
+mod token_source;
 
 use elements::{Elements, NoList};
+pub use token_source::{TokenSource, TokenSourceError, read_seed};
 
 /// Longest time to connect, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that idle for longer are not used again: shorter than servers keep theirs (nginx 60 seconds).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Longest silence of the server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer but a list, which is read entry by entry.
 const MAX_ANSWER: usize = 1 << 20;
 /// Most of a server's words that are repeated.
 const MAX_DETAIL_CHARS: usize = 500;
+/// What servers say to callers whose own triple is not accepted.
+const UNPROVEN: &str = "Incorrect authentication credentials.";
+/// What they say to callers who may not do this, and of claims that are not true.
+const DENIED: &str = "You do not have permission to perform this action.";
 /// What servers on Unix sockets are called in requests.
 const UNIX_BASE: &str = "http://localhost";
 
-/// What proves the caller.
+/// The caller's triple.
 #[derive(Clone, Debug)]
-pub enum Proof {
-    /// A fresh token is made from it for every call: SHA1, 6 digits, 30 seconds.
-    Seed(Seed),
+pub enum Credentials {
+    /// A fresh token is made for every call.
+    Source(TokenSource),
     /// A token made elsewhere; good for the calls of its time step.
-    Token(Secret),
+    Token {
+        /// Who calls.
+        name: Name,
+        /// In which realm.
+        realm: Realm,
+        /// The token.
+        token: Secret,
+    },
 }
 
-impl Proof {
-    fn token(&self, clock: &dyn Clock) -> String {
-        match self {
-            Self::Seed(seed) => {
-                Generator::new(seed, TokenParams::default()).token_at(clock.now().unix)
-            }
-            Self::Token(token) => token.expose().to_owned(),
-        }
+impl From<TokenSource> for Credentials {
+    fn from(source: TokenSource) -> Self {
+        Self::Source(source)
     }
 }
 
-/// The caller's triple.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// Who calls.
-    pub name: Name,
-    /// In which realm.
-    pub realm: Realm,
-    /// How it is proven.
-    pub proof: Proof,
+impl Credentials {
+    /// Name, realm and the token of now.
+    fn triple(&self) -> (&Name, &Realm, Zeroizing<String>) {
+        match self {
+            Self::Source(source) => (source.name(), source.realm(), source.token().into()),
+            Self::Token { name, realm, token } => (name, realm, token.expose().to_owned().into()),
+        }
+    }
 }
 
 /// Why a call has no result.
@@ -73,11 +115,14 @@ pub enum ClientError {
     Setup(String),
     /// The server says no.
     #[error("the server refuses with {status}: {detail}")]
+    #[non_exhaustive]
     Refused {
         /// Its status.
         status: StatusCode,
         /// Its words.
         detail: String,
+        /// When it may be asked again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// No connection, or a time-out.
     #[error("the server cannot be reached: {0}")]
@@ -85,6 +130,26 @@ pub enum ClientError {
     /// Something answers, but not as this API does.
     #[error("the server's answer makes no sense: {0}")]
     BadAnswer(String),
+}
+
+impl ClientError {
+    /// Whether the caller may not do this, or, from [`Client::verify`], the claim is not true: the server says
+    /// the same of a wrong token and of a caller whose realm may not verify.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        self.is_forbidden_with(DENIED)
+    }
+
+    /// Whether the caller's own triple is not accepted: its name, realm, seed or clock.
+    #[must_use]
+    pub fn is_about_caller(&self) -> bool {
+        self.is_forbidden_with(UNPROVEN)
+    }
+
+    fn is_forbidden_with(&self, words: &str) -> bool {
+        matches!(self, Self::Refused { status, detail, .. }
+            if *status == StatusCode::FORBIDDEN && detail == words)
+    }
 }
 
 /// An entry as a server shows it; ungleich-otp shows name, realm and seed alone.
@@ -148,7 +213,6 @@ pub struct Client {
     base: Url,
     http: reqwest::Client,
     credentials: Credentials,
-    clock: Arc<dyn Clock>,
 }
 
 impl Client {
@@ -159,9 +223,8 @@ impl Client {
     /// If the URL or the certificates are unusable.
     pub fn new(
         server_url: &str,
-        credentials: Credentials,
+        credentials: impl Into<Credentials>,
         tls: &ClientTls,
-        clock: Arc<dyn Clock>,
     ) -> Result<Self, ClientError> {
         let socket = server_url.trim().strip_prefix("unix:");
         let base = parse_base(if socket.is_some() { UNIX_BASE } else { server_url })?;
@@ -170,6 +233,7 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             // A token goes to the server that was named, nowhere else.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
@@ -184,7 +248,7 @@ impl Client {
             builder = with_tls(builder, tls)?;
         }
         let http = builder.build().map_err(|e| ClientError::Setup(chain(&e)))?;
-        Ok(Self { base, http, credentials, clock })
+        Ok(Self { base, http, credentials: credentials.into() })
     }
 
     /// Makes an entry; `fields` holds `name`, `realm` and further fields of the API.
@@ -269,11 +333,24 @@ impl Client {
         self.call(Method::DELETE, &format!("ungleichotp/{id}/"), Map::new()).await.map(drop)
     }
 
-    /// Whether the server accepts somebody's token: fails with [`ClientError::Refused`] if not.
-    pub async fn verify(&self, name: &str, realm: &str, token: &str) -> Result<(), ClientError> {
+    /// Checks somebody's token; `source` is the address of whoever gave it, so that wrong ones count against
+    /// that address and not against the caller (ungleich-otp counts nothing).
+    ///
+    /// # Errors
+    /// If it is not accepted, for whatever reason: [`ClientError::is_denial`] tells a wrong token from a
+    /// failure.
+    pub async fn verify(
+        &self,
+        name: &str,
+        realm: &str,
+        token: &str,
+        source: Option<IpAddr>,
+    ) -> Result<(), ClientError> {
         let fields = [("name", name), ("realm", realm), ("token", token)]
             .map(|(field, value)| (field.to_owned(), json!(value)));
-        let answer = self.call(Method::POST, "ungleichotp/verify/", Map::from_iter(fields)).await?;
+        let source = source.map(|address| ("source".to_owned(), json!(address)));
+        let fields = fields.into_iter().chain(source).collect();
+        let answer = self.call(Method::POST, "ungleichotp/verify/", fields).await?;
         let answer: Map<String, Value> = decode(&answer)?;
         if answer.get("status") == Some(&json!("OK")) {
             return Ok(());
@@ -298,10 +375,10 @@ impl Client {
         path: &str,
         mut fields: Map<String, Value>,
     ) -> Result<Response, ClientError> {
-        let who = &self.credentials;
-        fields.insert("auth_name".into(), json!(who.name.as_str()));
-        fields.insert("auth_realm".into(), json!(who.realm.as_str()));
-        fields.insert("auth_token".into(), json!(who.proof.token(&*self.clock)));
+        let (name, realm, token) = self.credentials.triple();
+        fields.insert("auth_name".into(), json!(name.as_str()));
+        fields.insert("auth_realm".into(), json!(realm.as_str()));
+        fields.insert("auth_token".into(), json!(token.as_str()));
         let url = self.base.join(path).map_err(|e| ClientError::Setup(e.to_string()))?;
         let request = self
             .http
@@ -313,7 +390,9 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        Err(ClientError::Refused { status, detail: detail_of(&body_of(&mut response).await?) })
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds_of);
+        let detail = detail_of(&body_of(&mut response).await?);
+        Err(ClientError::Refused { status, detail, retry_after })
     }
 }
 
@@ -431,6 +510,11 @@ fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ClientError>
     })
 }
 
+/// `Retry-After` in its form of seconds.
+fn seconds_of(value: &HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
 /// What a refusal says, for people.
 fn detail_of(body: &[u8]) -> String {
     let words = match serde_json::from_slice(body) {
@@ -462,7 +546,6 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
 
     #[test]
     fn urls_of_every_form_have_one_base() {
@@ -486,17 +569,6 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_token_is_made_for_every_call() {
-        // RFC 6238 appendix B, seed of SHA1, last six digits
-        let seed = Seed::parse("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
-        let clock = ManualClock::at(59);
-        let proof = Proof::Seed(seed);
-        assert_eq!(proof.token(&clock), "287082");
-        clock.advance(Duration::from_secs(1_111_111_109 - 59));
-        assert_eq!(proof.token(&clock), "081804");
-    }
-
-    #[test]
     fn refusals_are_told_without_control_characters() {
         assert_eq!(detail_of(br#"{"detail":"No."}"#), "No.");
         assert_eq!(
@@ -515,14 +587,12 @@ mod tests {
     fn nothing_prints_a_secret() {
         let entry: ShownEntry =
             serde_json::from_str(r#"{"name":"a","realm":"b","seed":"JBSWY3DPEHPK3PXP"}"#).unwrap();
-        let credentials = Credentials {
+        let credentials = Credentials::Token {
             name: Name::parse("a").unwrap(),
             realm: Realm::parse("b").unwrap(),
-            proof: Proof::Token(Secret::new("123456".into())),
+            token: Secret::new("123456".into()),
         };
-        let clock = Arc::new(ManualClock::at(0));
-        let client =
-            Client::new("http://127.0.0.1", credentials, &ClientTls::default(), clock).unwrap();
+        let client = Client::new("http://127.0.0.1", credentials, &ClientTls::default()).unwrap();
         let printed = format!("{entry:?} {client:?}");
         assert!(!printed.contains("JBSWY3DPEHPK3PXP") && !printed.contains("123456"), "{printed}");
         assert!(serde_json::to_string(&entry).unwrap().contains("JBSWY3DPEHPK3PXP"));

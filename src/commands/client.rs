@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::ValueEnum as _;
 use serde_json::{Map, json};
 
-use crate::client::{Client, ClientError, ClientTls, Credentials, Filter, Proof};
+use crate::client::{self, Client, ClientError, ClientTls, Credentials, Filter, TokenSource};
 use crate::clock::{Clock, SystemClock};
 use crate::entry::{Name, Realm, Seed};
 use crate::otp::{Generator, TokenParams};
@@ -110,7 +110,7 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
                 ),
                 (None, None) => ask("Token to verify: ", "--token")?,
             };
-            client.verify(&name, &realm, token.expose()).await?;
+            client.verify(&name, &realm, token.expose(), None).await?;
             if json { to_json(&json!({ "status": "OK" })) } else { "OK\n".to_owned() }
         }
     };
@@ -159,14 +159,20 @@ fn connect(
     let url = first(args.server_url.clone(), ["OTPGATE_SERVER_URL", "UNGLEICHOTPSERVER"])?;
     let name = first(args.auth_name.clone(), ["OTPGATE_AUTH_NAME", "UNGLEICHOTPNAME"])?;
     let realm = first(args.auth_realm.clone(), ["OTPGATE_AUTH_REALM", "UNGLEICHOTPREALM"])?;
-    let credentials = Credentials {
-        name: parse_name(&name)?,
-        realm: parse_realm(&realm)?,
-        proof: proof(&args, environment)?,
+    let (name, realm) = (parse_name(&name)?, parse_realm(&realm)?);
+    let credentials = match proof(&args, environment)? {
+        Proof::Seed(seed) => TokenSource::new(name, realm, seed).with_clock(clock).into(),
+        Proof::Token(token) => Credentials::Token { name, realm, token },
     };
     let identity = args.cert_file.zip(args.key_file);
     let tls = ClientTls { ca_file: args.ca_file, identity };
-    Ok(Client::new(&url, credentials, &tls, clock)?)
+    Ok(Client::new(&url, credentials, &tls)?)
+}
+
+/// What proves the caller.
+enum Proof {
+    Seed(Seed),
+    Token(Secret),
 }
 
 /// Flags beat the environment, OTPGATE_* beats ungleichotpclient's; then the terminal is asked.
@@ -200,7 +206,7 @@ fn read_seed(seed: Option<Secret>, file: Option<&Path>) -> Result<Option<Seed>, 
     let seed = match (seed, file) {
         (Some(seed), _) => seed,
         (None, Some(path)) => {
-            let seed = super::token::read_seed(path);
+            let seed = client::read_seed(path);
             return seed.map(Some).map_err(|e| CommandError::Usage(e.to_string()));
         }
         (None, None) => return Ok(None),
@@ -304,16 +310,16 @@ mod tests {
         ];
         let client = connect_with(&["list"], &theirs).unwrap();
         assert!(client.contains("http://127.0.0.1:1/\""), "{client}");
-        assert!(client.contains("info@ungleich.ch") && client.contains("Seed("), "{client}");
+        assert!(client.contains("info@ungleich.ch") && client.contains("Source("), "{client}");
         assert!(!client.contains("PZKB"), "{client}");
         // flags beat OTPGATE_*, which beats theirs
         let mut all = vec![("OTPGATE_AUTH_NAME", "ours"), ("OTPGATE_AUTH_TOKEN", "123456")];
         all.extend(theirs);
         let client = connect_with(&["list"], &all).unwrap();
-        assert!(client.contains("\"ours\"") && client.contains("Token("), "{client}");
+        assert!(client.contains("\"ours\"") && client.contains("Token {"), "{client}");
         let client =
             connect_with(&["list", "--auth-name", "flag", "--auth-seed", "AAAA"], &all).unwrap();
-        assert!(client.contains("\"flag\"") && client.contains("Seed("), "{client}");
+        assert!(client.contains("\"flag\"") && client.contains("Source("), "{client}");
         let missing = connect_with(&["list"], &theirs[1..]).unwrap_err();
         assert!(missing.contains("--server-url") && missing.contains("UNGLEICHOTPSERVER"));
         let bad = connect_with(&["list", "--auth-seed", "1!"], &theirs).unwrap_err();

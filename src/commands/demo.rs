@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::serve::{End, Server};
 use crate::cli::Failure;
-use crate::client::{Client, ClientTls, Credentials, Proof};
+use crate::client::{Client, ClientTls, TokenSource};
 use crate::clock::{Clock, SystemClock};
 use crate::config::load::{Flag, load};
 use crate::config::{Address, Config, Limits, Listen};
@@ -160,8 +160,8 @@ impl Demo {
         println!("its health at  {ops}/readyz, its metrics at {ops}/metrics\n");
         let admin = Caller::keep(folder.path(), admin, seed)?;
         let Principal { name, realm } = admin.principal.clone();
-        let credentials = Credentials { name, realm, proof: Proof::Seed(admin.seed.clone()) };
-        let client = Client::new(&api, credentials, &ClientTls::default(), Arc::new(SystemClock))?;
+        let source = TokenSource::new(name, realm, admin.seed.clone());
+        let client = Client::new(&api, source, &ClientTls::default())?;
         let caller = |name, realm| Self::create(&client, folder.path(), name, realm);
         let verifier = caller("verifier", "ungleich-auth").await?;
         let alice = caller("alice", "shop").await?;

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{block_on, export, import, note_write, print, rekey, token, verify};
+use super::{block_on, export, import, note_write, print, rekey, verify};
 use crate::cli::{Failure, Settings, Usage};
+use crate::client::read_seed;
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Entry, Name, Principal, Seed};
 use crate::logging::init_file_trail;
@@ -97,7 +98,7 @@ async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
     let principal =
         Principal::parse(&args.name, realm).map_err(|e| Usage(format!("--realm {e}")))?;
     let seed = match &args.seed_file {
-        Some(path) => token::read_seed(path)?,
+        Some(path) => read_seed(path)?,
         None => Seed::random(),
     };
     let _logging = init_file_trail(&config.log)?;

@@ -1,7 +1,6 @@
 //! `otpgate token`: the current token of a seed.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,15 +8,13 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::cli::{Failure, Usage};
+use crate::client::read_seed;
 use crate::clock::{Clock as _, SystemClock};
 use crate::entry::{Algorithm, Seed};
 use crate::otp::{Generator, TokenParams};
 
 /// The variable that may hold the seed.
 const SEED_VARIABLE: &str = "OTPGATE_SEED";
-
-/// The most bytes read of a file with a seed; a longer one holds none.
-const MAX_SEED_FILE: u64 = 4096;
 
 /// Arguments of `otpgate token`.
 #[derive(Clone, Debug, Args)]
@@ -67,21 +64,4 @@ pub fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
         token
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Reads a seed from a file; `-` is standard input.
-///
-/// # Errors
-/// If the file cannot be read or holds no seed.
-pub fn read_seed(path: &Path) -> Result<Seed, Failure> {
-    // Room for all of it: growing would leave copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(2 * MAX_SEED_FILE as usize));
-    let read = if path == Path::new("-") {
-        std::io::stdin().take(MAX_SEED_FILE).read_to_string(&mut text)
-    } else {
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_SEED_FILE).read_to_string(&mut text))
-    };
-    read.map_err(|e| format!("cannot read the seed from `{}`: {e}", path.display()))?;
-    Seed::parse(&text).map_err(|e| format!("the seed in `{}` {e}", path.display()).into())
 }

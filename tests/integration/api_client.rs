@@ -1,27 +1,16 @@
 //! The client library against a real gate.
 
-use std::sync::Arc;
-
-use otpgate::client::{Client, ClientError, ClientTls, Credentials, Filter, Proof};
-use otpgate::clock::SystemClock;
-use otpgate::entry::{Name, Realm, Seed};
+use otpgate::client::{Client, ClientError, ClientTls, Credentials, Filter, TokenSource};
+use otpgate::entry::{Name, Realm};
 use otpgate::secret::Secret;
 use serde_json::{Map, Value, json};
 
 use crate::api_harness::*;
 use crate::harness::otpgate;
 
-fn client_of(server: &str, (name, realm, _): Triple, proof: Proof) -> Client {
-    let credentials = Credentials {
-        name: Name::parse(name).unwrap(),
-        realm: Realm::parse(realm).unwrap(),
-        proof,
-    };
-    Client::new(server, credentials, &ClientTls::default(), Arc::new(SystemClock)).unwrap()
-}
-
-fn seed_of(triple: Triple) -> Proof {
-    Proof::Seed(Seed::parse(triple.2).unwrap())
+fn client_of(server: &str, (name, realm, seed): Triple) -> Client {
+    let source = TokenSource::parse(name, realm, seed).unwrap();
+    Client::new(server, source, &ClientTls::default()).unwrap()
 }
 
 fn fields(fields: Value) -> Map<String, Value> {
@@ -31,7 +20,7 @@ fn fields(fields: Value) -> Map<String, Value> {
 #[track_caller]
 fn refused(result: Result<impl std::fmt::Debug, ClientError>, status: u16, detail: &str) {
     match result {
-        Err(ClientError::Refused { status: got, detail: words }) => {
+        Err(ClientError::Refused { status: got, detail: words, .. }) => {
             assert_eq!((got.as_u16(), words.as_str()), (status, detail));
         }
         other => panic!("{other:?}"),
@@ -41,7 +30,7 @@ fn refused(result: Result<impl std::fmt::Debug, ClientError>, status: u16, detai
 #[tokio::test]
 async fn every_call_works() {
     let gate = Gate::start().await;
-    let admin = client_of(&format!("{}/ungleichotp/verify/", gate.base), ADMIN, seed_of(ADMIN));
+    let admin = client_of(&format!("{}/ungleichotp/verify/", gate.base), ADMIN);
     let made = admin.create(fields(json!({"name": "svc", "realm": "users"}))).await.unwrap();
     let (id, seed) = (made.id.unwrap(), made.seed.clone().unwrap());
     assert_eq!(made.more["digits"], 6);
@@ -53,9 +42,16 @@ async fn every_call_works() {
     assert_eq!(admin.list(&Filter::default()).await.unwrap().len(), 4);
     assert_eq!(admin.show(id).await.unwrap(), made);
 
-    let auth = client_of(&gate.base, AUTH, Proof::Token(Secret::new(token(AUTH.2))));
-    auth.verify("svc", "users", &token(seed.expose())).await.unwrap();
-    refused(auth.verify("nobody", "users", &token(seed.expose())).await, 403, FORBIDDEN);
+    let credentials = Credentials::Token {
+        name: Name::parse(AUTH.0).unwrap(),
+        realm: Realm::parse(AUTH.1).unwrap(),
+        token: Secret::new(token(AUTH.2)),
+    };
+    let auth = Client::new(&gate.base, credentials, &ClientTls::default()).unwrap();
+    auth.verify("svc", "users", &token(seed.expose()), None).await.unwrap();
+    let denied = auth.verify("nobody", "users", &token(seed.expose()), None).await;
+    assert!(denied.as_ref().is_err_and(|e| e.is_denial() && !e.is_about_caller()));
+    refused(denied, 403, FORBIDDEN);
 
     let changed = admin.update(id, fields(json!({"comment": "x", "digits": 8}))).await.unwrap();
     assert_eq!((&changed.more["comment"], &changed.more["digits"]), (&json!("x"), &json!(8)));
@@ -130,18 +126,20 @@ async fn the_commands_do_what_the_calls_do() {
 #[tokio::test]
 async fn failures_are_told_apart() {
     let gate = Gate::start().await;
-    let wrong = client_of(&gate.base, ADMIN, seed_of(USER));
-    refused(wrong.list(&Filter::default()).await, 403, UNPROVEN);
-    let admin = client_of(&gate.base, ADMIN, seed_of(ADMIN));
+    let wrong = client_of(&gate.base, (ADMIN.0, ADMIN.1, USER.2));
+    let unproven = wrong.list(&Filter::default()).await;
+    assert!(unproven.as_ref().is_err_and(|e| e.is_about_caller() && !e.is_denial()));
+    refused(unproven, 403, UNPROVEN);
+    let admin = client_of(&gate.base, ADMIN);
     let bad = admin.create(fields(json!({"name": "", "digits": 9}))).await;
     let words = "digits: Ensure this value is less than or equal to 8.; \
                  name: This field may not be blank.; realm: This field is required.";
     refused(bad, 400, words);
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = client_of(&format!("http://{free}"), ADMIN, seed_of(ADMIN));
+    let nobody = client_of(&format!("http://{free}"), ADMIN);
     assert!(matches!(nobody.show(1).await, Err(ClientError::Unreachable(_))));
     // The root answers, but not as an entry would.
-    let elsewhere = client_of(&format!("{}/nope", gate.base), ADMIN, seed_of(ADMIN));
+    let elsewhere = client_of(&format!("{}/nope", gate.base), ADMIN);
     refused(elsewhere.show(1).await, 404, "Not found.");
 }

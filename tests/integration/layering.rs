@@ -7,6 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["clock", "secret", "credentials", "hardening"],
     &["entry"],
     &["seal", "otp", "audit"],
+    &["client"],
     &["store"],
     &["policy"],
     &["metrics"],
@@ -17,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["throttle"],
     &["verifier"],
     &["decision"],
-    &["proxy", "api", "ops", "client"],
+    &["proxy", "api", "ops"],
     &["commands", "fuzzing"],
     &["cli"],
 ];
