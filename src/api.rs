@@ -22,8 +22,7 @@ use crate::decision::Decider;
 use crate::metrics::Metrics;
 use crate::net::Connection;
 use crate::policy::Policy;
-use crate::store::Store;
-use crate::verifier::{Permit, Verifier};
+use crate::verifier::{Entries, Permit, Verifier};
 
 mod audit;
 mod auth;
@@ -55,9 +54,8 @@ pub const OPENAPI: &str = include_str!("api/openapi.json");
 
 /// The API and all it works with.
 pub struct Api {
-    /// Where entries are managed.
-    pub store: Store,
-    /// Proves callers.
+    /// Proves callers, with the entries that are managed; where a remote server has them, nothing is managed
+    /// or verified here.
     pub verifier: Arc<Verifier>,
     /// The time.
     pub clock: Arc<dyn Clock>,
@@ -173,6 +171,7 @@ impl Api {
             // The router takes an empty segment for an id.
             return Err(ApiError::NotFound);
         }
+        let entries = self.verifier.entries().ok_or(ApiError::NotFound)?;
         note.action = action(resource, &head.method);
         negotiate::negotiate(head)?;
         let max_bytes = self.config.limits.max_body_bytes.unwrap_or(API_MAX_BODY_BYTES);
@@ -183,7 +182,7 @@ impl Api {
         let fields = body::read(&head.headers, body, limits).await?;
         let permit = auth::authenticate(self, head, &fields, note).await?;
         note.caller = Some(permit.principal().clone());
-        let call = Call { head, fields, permit };
+        let call = Call { head, fields, permit, entries };
         match (resource, &head.method) {
             (_, &Method::OPTIONS) => Ok(options::describe(resource)),
             (Resource::Root, &Method::GET | &Method::HEAD) => Ok(root(head)),
@@ -213,6 +212,7 @@ struct Call<'a> {
     head: &'a request::Parts,
     fields: Fields,
     permit: Permit,
+    entries: &'a Entries,
 }
 
 fn request_id(head: &request::Parts) -> &str {

@@ -99,6 +99,9 @@ impl Settings {
 pub struct ServeArgs {
     #[command(flatten)]
     settings: Settings,
+    /// Another server that checks tokens, in place of a store: https://, http:// or unix:/PATH
+    #[arg(long, value_name = "URL", conflicts_with_all = ["store", "key_file"])]
+    remote: Option<String>,
     /// Upstream: HOST:PORT, http://, https://, h2c://, h2:// or unix:/PATH [default: 127.0.0.1:9000]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
@@ -122,6 +125,7 @@ pub struct ServeArgs {
 impl ServeArgs {
     fn load(&self) -> Result<Config, ConfigError> {
         let flags = [
+            Flag::given("--remote", "remote.url", self.remote.as_ref()),
             Flag::given("--upstream", "proxy.upstream", self.upstream.as_ref()),
             Flag::given("--proxy", "proxy.listen", self.proxy.as_ref()),
             Flag::given("--api", "api.listen", self.api.as_ref()),

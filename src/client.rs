@@ -477,6 +477,22 @@ fn with_tls(
     Ok(builder)
 }
 
+/// Whether `server_url` can be the URL of a server, for settings: one without password, since it is shown.
+///
+/// # Errors
+/// If it cannot.
+pub fn check_url(server_url: &str) -> Result<(), ClientError> {
+    if let Some(path) = server_url.trim().strip_prefix("unix:") {
+        let text = format!("`{server_url}`: the path of a socket begins with `/`");
+        return if path.starts_with('/') { Ok(()) } else { Err(ClientError::Setup(text)) };
+    }
+    let base = parse_base(server_url)?;
+    if base.username().is_empty() && base.password().is_none() {
+        return Ok(());
+    }
+    Err(ClientError::Setup("holds a user or password, which logs would show".into()))
+}
+
 fn parse_base(server_url: &str) -> Result<Url, ClientError> {
     let bad = |why: &str| ClientError::Setup(format!("`{server_url}` is no server's URL: {why}"));
     let text = server_url.trim().trim_end_matches('/');

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::client::ClientTls;
 use crate::directory::TokenRules;
-use crate::entry::Realm;
+use crate::entry::{Name, Realm, Seed};
 use crate::policy::{Mode, Policy, Route, SimilarPaths};
 use crate::store::Quota;
 
@@ -18,6 +19,7 @@ mod listeners;
 pub mod load;
 mod peers;
 mod reader;
+mod remote;
 mod routes;
 mod store;
 mod throttle;
@@ -305,6 +307,29 @@ pub struct StoreConfig {
     pub client_tls: Option<TlsFiles>,
 }
 
+/// `[remote]`: another server that says whether claims are true, in place of a store.
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// Its API: `https://...`, `http://...` or `unix:/PATH`.
+    pub url: String,
+    /// Who the gate is there.
+    pub name: Name,
+    /// In which realm, which may verify.
+    pub realm: Realm,
+    /// What its tokens are made of.
+    pub seed: Seed,
+    /// Certificates towards the server.
+    pub tls: ClientTls,
+    /// Longest time until a claim is decided.
+    pub timeout: Duration,
+    /// The gate is not ready if the server has not confirmed for longer that it may verify.
+    pub max_stale: Duration,
+    /// Most questions at the same time; further ones wait for their turn.
+    pub max_in_flight: usize,
+    /// Most claims that are remembered once they are confirmed; 0: none.
+    pub cache_entries: usize,
+}
+
 /// How Redis is written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
@@ -493,8 +518,10 @@ pub struct Config {
     pub api: ApiConfig,
     /// Health and metrics.
     pub ops: OpsConfig,
-    /// Where entries are.
+    /// Where entries are; means nothing beside `remote`.
     pub store: StoreConfig,
+    /// Who says whether claims are true, if that is not for a store to say.
+    pub remote: Option<RemoteConfig>,
     /// How tokens are checked.
     pub rules: TokenRules,
     /// Realms with powers.

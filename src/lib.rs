@@ -12,6 +12,7 @@
 //! - [`store`] keeps entries durably, with an ordered change log, in SQLite or Redis.
 //! - [`directory`] is this process's replica of all entries, kept current by following that log.
 //!   Look-ups never touch the network.
+//! - [`remote`] asks another server, where this process has no store and no seeds.
 //! - [`verifier`] turns (claim, time) into a [`verifier::Permit`] or a [`verifier::Denied`].
 //! - [`throttle`] says who has failed too often to be looked at, for the verifier.
 //! - [`policy`] says which principals may pass which route.
@@ -45,6 +46,7 @@ pub mod ops;
 pub mod otp;
 pub mod policy;
 pub mod proxy;
+pub mod remote;
 pub mod seal;
 pub mod secret;
 pub mod store;

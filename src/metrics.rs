@@ -53,6 +53,12 @@ pub struct Metrics {
     directory_fetches: IntCounterVec,
     /// Time from the acknowledgement of a write made here until it is in force here.
     pub directory_apply_lag: Histogram,
+    remote_questions: IntCounterVec,
+    remote_duration: HistogramVec,
+    /// Claims that were passed because the remote server confirmed them a moment ago.
+    pub remote_remembered: IntCounter,
+    /// Seconds since the remote server last accepted the gate; +Inf before the first time, 0 without one.
+    pub remote_staleness: Gauge,
     connections: IntGaugeVec,
     connections_refused: IntCounterVec,
     /// When a listener's certificate ends, by listener.
@@ -162,6 +168,25 @@ impl Metrics {
                 "Time from the acknowledgement of a write made here until it is in force here.",
                 NETWORK_SECONDS,
             ),
+            remote_questions: r.counters(
+                "remote_questions_total",
+                "Questions to the remote server, about claims and about the gate itself, by outcome.",
+                &["about", "outcome"],
+            ),
+            remote_duration: r.histograms(
+                "remote_question_duration_seconds",
+                "Time until the remote server answered, or the gate gave up, waiting for a turn included.",
+                &["about"],
+                NETWORK_SECONDS,
+            ),
+            remote_remembered: r.counter(
+                "remote_remembered_total",
+                "Claims that passed because the remote server had confirmed them in the same time step.",
+            ),
+            remote_staleness: r.gauge(
+                "remote_staleness_seconds",
+                "Time since the remote server last accepted the gate; +Inf before the first time, 0 without one.",
+            ),
             connections: r.int_gauges("connections", "Open downstream connections.", &["listener"]),
             connections_refused: r.counters(
                 "connections_refused_total",
@@ -213,8 +238,10 @@ impl Metrics {
     }
 
     /// Counts an accepted token.
-    pub fn verified(&self, realm: &str, step: MatchedStep) {
-        self.step_offset.observe(f64::from(step.offset));
+    pub fn verified(&self, realm: &str, step: Option<MatchedStep>) {
+        if let Some(step) = step {
+            self.step_offset.observe(f64::from(step.offset));
+        }
         self.verifications.with_label_values(&[self.realm_label(realm), "ok"]).inc();
     }
 
@@ -241,6 +268,12 @@ impl Metrics {
     /// Counts a refused token.
     pub fn refused(&self, realm: &str, reason: &str) {
         self.verifications.with_label_values(&[self.realm_label(realm), reason]).inc();
+    }
+
+    /// Counts a question to the remote server; `about` and `outcome` from fixed sets.
+    pub fn remote_question(&self, about: &str, outcome: &str, took: Duration) {
+        self.remote_questions.with_label_values(&[about, outcome]).inc();
+        self.remote_duration.with_label_values(&[about]).observe(took.as_secs_f64());
     }
 
     /// Notes a finished upstream exchange by its status class.

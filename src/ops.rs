@@ -1,6 +1,7 @@
 //! Health checks and metrics: what kubelet and Prometheus ask. Nothing else is served here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -9,15 +10,16 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::directory::{Account, Directory};
 use crate::metrics::Metrics;
+use crate::verifier::{Basis, Verifier};
 
 /// What health depends on.
 #[derive(Clone)]
 pub struct Ops {
-    /// Its currency decides readiness.
-    pub directory: Arc<Directory>,
+    /// What it checks claims against decides readiness.
+    pub verifier: Arc<Verifier>,
     /// What is scraped.
     pub metrics: Arc<Metrics>,
     /// For staleness.
@@ -32,12 +34,12 @@ impl Ops {
     /// What the ops listener serves.
     #[must_use]
     pub fn new(
-        directory: Arc<Directory>,
+        verifier: Arc<Verifier>,
         metrics: Arc<Metrics>,
         clock: Arc<dyn Clock>,
         draining: watch::Receiver<bool>,
     ) -> Self {
-        Self { directory, metrics, clock, draining, accounting: Arc::new(Semaphore::new(1)) }
+        Self { verifier, metrics, clock, draining, accounting: Arc::new(Semaphore::new(1)) }
     }
 
     /// The routes of the ops listener.
@@ -63,16 +65,24 @@ impl Ops {
             return Some("the gate is stopping".to_owned());
         }
         let now = self.clock.now();
-        if self.directory.is_current(now) {
-            return None;
+        match self.verifier.basis() {
+            Basis::Entries(entries) => trouble_of(&entries.directory, now),
+            Basis::Remote(remote) => remote.trouble(now),
         }
-        let status = self.directory.status();
-        let cause = status.trouble.as_deref().unwrap_or("the store has not answered yet");
-        Some(match self.directory.staleness(now) {
-            Some(age) => format!("entries are {} seconds old: {cause}", age.as_secs()),
-            None => format!("entries are not loaded: {cause}"),
-        })
     }
+}
+
+/// Why entries are not known to be current, if they are not.
+fn trouble_of(directory: &Directory, now: Moment) -> Option<String> {
+    if directory.is_current(now) {
+        return None;
+    }
+    let status = directory.status();
+    let cause = status.trouble.as_deref().unwrap_or("the store has not answered yet");
+    Some(match directory.staleness(now) {
+        Some(age) => format!("entries are {} seconds old: {cause}", age.as_secs()),
+        None => format!("entries are not loaded: {cause}"),
+    })
 }
 
 async fn ready(State(ops): State<Ops>) -> Response {
@@ -83,31 +93,53 @@ async fn ready(State(ops): State<Ops>) -> Response {
 }
 
 async fn started(State(ops): State<Ops>) -> Response {
-    let status = ops.directory.status();
-    if status.loaded {
-        return answer(StatusCode::OK, None);
+    let reason = match ops.verifier.basis() {
+        Basis::Entries(entries) => {
+            let status = entries.directory.status();
+            let reason = status.trouble.clone().unwrap_or("entries are being loaded".to_owned());
+            (!status.loaded).then_some(reason)
+        }
+        Basis::Remote(remote) => {
+            let now = ops.clock.now();
+            remote.accepted_for(now).is_none().then(|| remote.trouble(now).unwrap_or_default())
+        }
+    };
+    match reason {
+        None => answer(StatusCode::OK, None),
+        Some(reason) => answer(StatusCode::SERVICE_UNAVAILABLE, Some(&reason)),
     }
-    let reason = status.trouble.as_deref().unwrap_or("entries are being loaded");
-    answer(StatusCode::SERVICE_UNAVAILABLE, Some(reason))
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    let age = ops.directory.staleness(ops.clock.now());
-    ops.metrics.directory_staleness.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+    let (metrics, now) = (&ops.metrics, ops.clock.now());
     let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    ops.metrics.directory_entries.set(gauge(ops.directory.len()));
-    ops.metrics.directory_held_entries.set(gauge(ops.directory.held()));
+    let seconds = |age: Option<Duration>| age.map_or(f64::INFINITY, |age| age.as_secs_f64());
+    match ops.verifier.basis() {
+        Basis::Entries(entries) => {
+            let directory = &entries.directory;
+            metrics.directory_staleness.set(seconds(directory.staleness(now)));
+            metrics.directory_entries.set(gauge(directory.len()));
+            metrics.directory_held_entries.set(gauge(directory.held()));
+        }
+        Basis::Remote(remote) => {
+            metrics.directory_staleness.set(0.0);
+            metrics.remote_staleness.set(seconds(remote.accepted_for(now)));
+        }
+    }
     let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
-    (kind, ops.metrics.render()).into_response()
+    (kind, metrics.render()).into_response()
 }
 
 /// What `otpgate store verify` compares with the store: sums that show no entry.
 async fn directory(State(ops): State<Ops>) -> Response {
+    let Some(entries) = ops.verifier.entries() else {
+        return refuse(StatusCode::NOT_FOUND, "A remote server has the entries.");
+    };
     // It looks at every entry: one at a time.
     let Ok(turn) = ops.accounting.clone().try_acquire_owned() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "Somebody else is asking: try again.");
     };
-    let directory = ops.directory.clone();
+    let directory = entries.directory.clone();
     let account = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         directory.account()
@@ -115,7 +147,8 @@ async fn directory(State(ops): State<Ops>) -> Response {
     let Ok(Account { position, digest }) = account.await else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The directory cannot be summed up.");
     };
-    let all = ops.directory.holds_all();
+    let directory = &entries.directory;
+    let all = directory.holds_all();
     json_response(
         StatusCode::OK,
         &json!({
@@ -125,8 +158,8 @@ async fn directory(State(ops): State<Ops>) -> Response {
             "names": format!("{:016x}", digest.names),
             "contents": all.then(|| format!("{:016x}", digest.contents)),
             "holds": if all { "all" } else { "index" },
-            "realms": ops.directory.scope().realms(),
-            "current": ops.directory.is_current(ops.clock.now()),
+            "realms": directory.scope().realms(),
+            "current": directory.is_current(ops.clock.now()),
         }),
     )
 }

@@ -64,6 +64,12 @@ pub struct Token {
 }
 
 impl Token {
+    /// The digits; the name says that care is due.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        std::str::from_utf8(&self.digits[..self.len]).expect("digits are ASCII")
+    }
+
     /// Takes exactly 6 to 8 ASCII digits, nothing else: no blanks, no sign, no other script.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -8,8 +8,8 @@
 //!
 //! Decisions are made on tables in this process: of fixed size, the same for names that exist and
 //! names that do not. Failures of existing names are also counted in the store, behind the request's
-//! back, and what other gates counted there closes the buckets here. Without the store, every gate
-//! counts for itself.
+//! back, and what other gates counted there closes the buckets here. While the store is away, or where
+//! there is none, every gate counts for itself.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
@@ -70,6 +70,15 @@ impl Source {
     #[must_use]
     pub fn of(address: Option<IpAddr>) -> Self {
         address.map_or(Self::Local, |address| Self::Address(source_of(address)))
+    }
+
+    /// The client's address, if there is one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) | Self::ClientOf(_, address) => Some(*address),
+            Self::Local | Self::Service(_) => None,
+        }
     }
 
     /// The source behind `address`, as `service` says.
@@ -153,7 +162,8 @@ enum Report {
 /// Counts failed attempts and says who has to wait.
 pub struct Throttle {
     config: ThrottleConfig,
-    store: Store,
+    /// `None`: a remote server has the entries.
+    store: Option<Store>,
     metrics: Arc<Metrics>,
     origin: Instant,
     hasher: RandomState,
@@ -179,7 +189,12 @@ pub struct Throttle {
 impl Throttle {
     /// Nobody has failed yet.
     #[must_use]
-    pub fn new(config: ThrottleConfig, store: Store, metrics: Arc<Metrics>, now: Moment) -> Self {
+    pub fn new(
+        config: ThrottleConfig,
+        store: Option<Store>,
+        metrics: Arc<Metrics>,
+        now: Moment,
+    ) -> Self {
         Self {
             config,
             store,
@@ -329,14 +344,14 @@ impl Throttle {
         if let Some(is_known) = self.recollection(keys, at) {
             return is_known;
         }
+        let Some(store) = &self.store else { return false };
         // In turn, not refused: the calls of a known source may come many at a time.
         let turn = tokio::time::timeout(LEDGER_PATIENCE, self.recalls.acquire());
         let Ok(Ok(_turn)) = turn.await else { return false };
         if let Some(is_known) = self.recollection(keys, at) {
             return is_known;
         }
-        let Ok(is_known) =
-            self.store.remembers(&stored_key('s', who, Some(source)), now.unix).await
+        let Ok(is_known) = store.remembers(&stored_key('s', who, Some(source)), now.unix).await
         else {
             // That says nothing about the source: the next attempt asks again.
             return false;
@@ -376,6 +391,9 @@ impl Throttle {
     /// Leaves a report for the next [`Self::flush`]. Nobody is woken: that would take time, and only for
     /// names that exist.
     fn report(&self, report: Report) {
+        if self.store.is_none() {
+            return;
+        }
         let mut waiting = self.waiting();
         if waiting.len() < QUEUE {
             waiting.push(report);
@@ -390,6 +408,7 @@ impl Throttle {
 
     /// Whether the store took it.
     async fn tell(&self, batch: Vec<Report>, now: Moment) -> bool {
+        let Some(store) = &self.store else { return true };
         let reports = batch.len() as u64;
         let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
         for report in batch {
@@ -409,12 +428,12 @@ impl Throttle {
         }
         let told = async {
             if !successes.is_empty() {
-                self.store.remember(&successes, self.config.remember_success, now.unix).await?;
+                store.remember(&successes, self.config.remember_success, now.unix).await?;
             }
             if failures.is_empty() {
                 Ok(Vec::new())
             } else {
-                self.store.count_failures(&failures, now.unix).await
+                store.count_failures(&failures, now.unix).await
             }
         };
         match told.await {

@@ -1,4 +1,5 @@
-//! The decision whether a claim is proven. No sockets, no clock: time is passed in.
+//! The decision whether a claim is proven, by entries in memory or by a remote server. No clock: time is
+//! passed in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use tracing::error;
 
 use crate::clock::Moment;
-use crate::directory::{Credential, Directory, RealmRules, TokenRules, Unavailable};
+use crate::directory::{self, Credential, Directory, RealmRules, TokenRules};
 use crate::entry::{EntryId, Principal, PrincipalRef, Seed};
 use crate::metrics::Metrics;
 use crate::otp::{Generator, MatchedStep, Reuse, Token};
+use crate::remote::{Question, Remote, Trouble};
 use crate::store::{Spending, Store};
 use crate::throttle::{Source, Throttle, Throttled};
 
@@ -32,28 +34,46 @@ impl Permit {
         &self.principal
     }
 
-    /// The number of its entry.
+    /// The number of its entry; `None`: a remote server has it.
     #[must_use]
-    pub fn id(&self) -> EntryId {
-        self.proof.id
+    pub fn id(&self) -> Option<EntryId> {
+        self.proof.of_entry().map(|proof| proof.id)
     }
 
-    /// Which time step the token belonged to.
+    /// Which time step the token belonged to; `None`: a remote server knows.
     #[must_use]
-    pub fn step(&self) -> MatchedStep {
-        self.proof.step
+    pub fn step(&self) -> Option<MatchedStep> {
+        self.proof.of_entry().map(|proof| proof.step)
     }
 
-    /// Whether the token was made with a seed that is being rotated out.
+    /// Whether the token was made with a seed that is being rotated out, as far as is known here.
     #[must_use]
     pub fn is_of_previous_seed(&self) -> bool {
-        self.proof.previous
+        self.proof.of_entry().is_some_and(|proof| proof.previous)
+    }
+}
+
+/// What showed that a claim is true.
+#[derive(Clone, Copy, Debug)]
+enum Proof {
+    /// An entry.
+    Entry(EntryProof),
+    /// The word of a remote server.
+    Remote,
+}
+
+impl Proof {
+    fn of_entry(&self) -> Option<&EntryProof> {
+        match self {
+            Self::Entry(proof) => Some(proof),
+            Self::Remote => None,
+        }
     }
 }
 
 /// What a right token showed.
 #[derive(Clone, Copy, Debug)]
-struct Proof {
+struct EntryProof {
     id: EntryId,
     step: MatchedStep,
     /// Which of the entry's seeds made it.
@@ -78,6 +98,17 @@ pub enum Denied {
     Expired,
     /// Other requests have used the token as often as it may be.
     Reused,
+    /// A remote server says so, and not why.
+    Remotely,
+}
+
+/// Why nobody can say whether a claim is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// The directory has no answer.
+    Directory(directory::Unavailable),
+    /// The remote server has none.
+    Remote(Trouble),
 }
 
 /// Why there is no permit.
@@ -104,9 +135,21 @@ impl Refusal {
             Self::Denied(Denied::Expired) => "expired",
             Self::Denied(Denied::Reused) => "reused",
             Self::Throttled(_) => "throttled",
-            Self::Unavailable(Unavailable::Stale) => "stale",
-            Self::Unavailable(Unavailable::Broken) => "broken_entry",
-            Self::Unavailable(Unavailable::NotHeld) => "not_fetched",
+            Self::Denied(Denied::Remotely) => "remote_denied",
+            Self::Unavailable(Unavailable::Directory(cause)) => match cause {
+                directory::Unavailable::Stale => "stale",
+                directory::Unavailable::Broken => "broken_entry",
+                directory::Unavailable::NotHeld => "not_fetched",
+            },
+            Self::Unavailable(Unavailable::Remote(trouble)) => match trouble {
+                Trouble::Timeout => "remote_timeout",
+                Trouble::Busy => "remote_busy",
+                Trouble::Unreachable => "remote_unreachable",
+                Trouble::Refused => "remote_refused",
+                Trouble::Throttled => "remote_throttled",
+                Trouble::Failed => "remote_failed",
+                Trouble::Unchecked => "remote_unchecked",
+            },
             Self::NoMarks => "no_marks",
         }
     }
@@ -133,13 +176,37 @@ fn mark_time(step_seconds: u64, skew: u8) -> Duration {
     Duration::from_secs(step_seconds * (2 * u64::from(skew) + 1)) + CLOCKS_APART
 }
 
-/// Checks claims against the directory.
+/// Checks claims.
 pub struct Verifier {
-    directory: Arc<Directory>,
+    basis: Basis,
     throttle: Arc<Throttle>,
-    store: Store,
     metrics: Arc<Metrics>,
+}
+
+/// What claims are checked against.
+pub enum Basis {
+    /// Entries that this process follows.
+    Entries(Box<Entries>),
+    /// Another server.
+    Remote(Arc<Remote>),
+}
+
+/// Entries that this process follows, and the store that they are from, where uses of tokens are recorded.
+pub struct Entries {
+    /// What is in memory of them.
+    pub directory: Arc<Directory>,
+    /// Where they are kept.
+    pub store: Store,
     nobody: Nobody,
+}
+
+impl Entries {
+    /// The entries of `directory`, which follows `store`.
+    #[must_use]
+    pub fn new(directory: Arc<Directory>, store: Store) -> Self {
+        let nobody = Nobody::new(&Seed::random(), directory.rules());
+        Self { directory, store, nobody }
+    }
 }
 
 /// Checked in place of seeds that do not exist, under the rules of their realm, so that an unknown
@@ -164,22 +231,34 @@ impl Nobody {
 }
 
 impl Verifier {
-    /// A verifier on `directory`. Uses of tokens are recorded in `store`.
+    /// A verifier on `basis`.
     #[must_use]
-    pub fn new(
-        directory: Arc<Directory>,
-        throttle: Arc<Throttle>,
-        store: Store,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let nobody = Nobody::new(&Seed::random(), directory.rules());
-        Self { directory, throttle, store, metrics, nobody }
+    pub fn new(basis: Basis, throttle: Arc<Throttle>, metrics: Arc<Metrics>) -> Self {
+        Self { basis, throttle, metrics }
     }
 
-    /// The directory that claims are checked against.
+    /// What claims are checked against.
     #[must_use]
-    pub fn directory(&self) -> &Arc<Directory> {
-        &self.directory
+    pub fn basis(&self) -> &Basis {
+        &self.basis
+    }
+
+    /// The entries that claims are checked against; `None`: a remote server has them.
+    #[must_use]
+    pub fn entries(&self) -> Option<&Entries> {
+        match &self.basis {
+            Basis::Entries(entries) => Some(entries),
+            Basis::Remote(_) => None,
+        }
+    }
+
+    /// Whether claims can be checked.
+    #[must_use]
+    pub fn is_current(&self, now: Moment) -> bool {
+        match &self.basis {
+            Basis::Entries(entries) => entries.directory.is_current(now),
+            Basis::Remote(remote) => remote.trouble(now).is_none(),
+        }
     }
 
     /// Checks that the token of `attempt` was made by whom it claims, at about `now`.
@@ -190,11 +269,12 @@ impl Verifier {
         let realm = attempt.who.realm();
         match self.prove(attempt, now).await {
             Ok(proof) => {
-                self.metrics.verified(realm, proof.step);
-                if proof.previous {
+                let permit = Permit { principal: attempt.who.to_owned(), proof };
+                self.metrics.verified(realm, permit.step());
+                if permit.is_of_previous_seed() {
                     self.metrics.previous_seed(realm);
                 }
-                Ok(Permit { principal: attempt.who.to_owned(), proof })
+                Ok(permit)
             }
             Err(refusal) => {
                 self.metrics.refused(realm, refusal.reason());
@@ -206,13 +286,11 @@ impl Verifier {
     async fn prove(&self, attempt: Attempt<'_>, now: Moment) -> Result<Proof, Refusal> {
         let Attempt { who, source, .. } = attempt;
         self.throttle.check(who, source, now).await.map_err(Refusal::Throttled)?;
-        let (id, checked) = self
-            .directory
-            .look_up(who, now, |credential| {
-                (credential.map(|c| c.id), self.check(attempt, credential, now))
-            })
-            .await
-            .map_err(Refusal::Unavailable)?;
+        let (id, checked) = match &self.basis {
+            Basis::Entries(entries) => entries.look_up(attempt, now).await?,
+            // Its future is large.
+            Basis::Remote(remote) => (None, Box::pin(ask(remote, attempt, now)).await?),
+        };
         match checked {
             Ok(proof) => {
                 self.spend(attempt, &proof, now).await?;
@@ -226,12 +304,56 @@ impl Verifier {
         }
     }
 
+    /// Records the use of a right token, where uses count here.
+    async fn spend(&self, attempt: Attempt<'_>, proof: &Proof, now: Moment) -> Result<(), Refusal> {
+        match (&self.basis, proof) {
+            (Basis::Entries(entries), Proof::Entry(proof)) => {
+                entries.spend(attempt, proof, now).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Asks the remote server. A token of wrong form is none anywhere.
+async fn ask(
+    remote: &Remote,
+    attempt: Attempt<'_>,
+    now: Moment,
+) -> Result<Result<Proof, Denied>, Refusal> {
+    let Attempt { who, source, reuse, .. } = attempt;
+    let Some(token) = attempt.token else { return Ok(Err(Denied::WrongToken)) };
+    let question = Question { who, token, source: source.address(), reuse };
+    match remote.ask(question, now).await {
+        Ok(true) => Ok(Ok(Proof::Remote)),
+        Ok(false) => Ok(Err(Denied::Remotely)),
+        Err(trouble) => Err(Refusal::Unavailable(Unavailable::Remote(trouble))),
+    }
+}
+
+impl Entries {
+    /// The number of the claimed entry, if there is one, and what checking the claim shows.
+    async fn look_up(
+        &self,
+        attempt: Attempt<'_>,
+        now: Moment,
+    ) -> Result<(Option<EntryId>, Result<Proof, Denied>), Refusal> {
+        let (id, checked) = self
+            .directory
+            .look_up(attempt.who, now, |credential| {
+                (credential.map(|c| c.id), self.check(attempt, credential, now))
+            })
+            .await
+            .map_err(|cause| Refusal::Unavailable(Unavailable::Directory(cause)))?;
+        Ok((id, checked.map(Proof::Entry)))
+    }
+
     fn check(
         &self,
         attempt: Attempt<'_>,
         credential: Option<&Credential>,
         now: Moment,
-    ) -> Result<Proof, Denied> {
+    ) -> Result<EntryProof, Denied> {
         let Attempt { who, token, .. } = attempt;
         let malformed = Token::parse("000000").expect("six digits");
         let claimed = token.unwrap_or(&malformed);
@@ -258,7 +380,7 @@ impl Verifier {
         match matched {
             _ if !credential.enabled => Err(Denied::Disabled),
             _ if credential.expires_at.is_some_and(|at| at <= now.unix) => Err(Denied::Expired),
-            Some((step, serial, previous)) if token.is_some() => Ok(Proof {
+            Some((step, serial, previous)) if token.is_some() => Ok(EntryProof {
                 id: credential.id,
                 step,
                 serial,
@@ -271,7 +393,12 @@ impl Verifier {
     }
 
     /// Records the use of a right token, where uses count.
-    async fn spend(&self, attempt: Attempt<'_>, proof: &Proof, now: Moment) -> Result<(), Refusal> {
+    async fn spend(
+        &self,
+        attempt: Attempt<'_>,
+        proof: &EntryProof,
+        now: Moment,
+    ) -> Result<(), Refusal> {
         let Reuse::Times(budget) = attempt.reuse.unwrap_or(proof.reuse) else { return Ok(()) };
         let spending = Spending {
             id: proof.id,

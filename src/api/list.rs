@@ -17,9 +17,9 @@ use super::error::{ApiError, json_response};
 use super::management::parameter;
 use super::value::{Value, check_integer};
 use super::{Api, Call};
+use crate::directory::Directory;
 use crate::entry::{EntryId, PrincipalRef};
 use crate::store::{Store, Stored};
-use crate::verifier::Verifier;
 
 /// Entries read from the store at once.
 const PAGE: usize = 500;
@@ -73,7 +73,7 @@ impl Api {
         if let (Some(name), Some(realm)) = (&filter.name, &filter.realm) {
             // At most one entry: no need to go through all.
             let found = match PrincipalRef::parse(name, realm) {
-                Ok(principal) => self.store.get(principal).await?,
+                Ok(principal) => call.entries.store.get(principal).await?,
                 Err(_) => None,
             };
             let found = found.filter(|stored| filter.takes(stored));
@@ -81,10 +81,10 @@ impl Api {
             return Ok(json_response(StatusCode::OK, &json!(shown)));
         }
         // Read before the status is sent, so that an unreachable store gives 503.
-        let page = self.store.list(filter.after, PAGE).await?;
+        let page = call.entries.store.list(filter.after, PAGE).await?;
         let pages = Pages {
-            store: self.store.clone(),
-            verifier: self.verifier.clone(),
+            store: call.entries.store.clone(),
+            directory: call.entries.directory.clone(),
             seed: view.seed,
             full: view.full,
             left: filter.limit.unwrap_or(u64::MAX),
@@ -104,7 +104,7 @@ impl Api {
 /// A list under way.
 struct Pages {
     store: Store,
-    verifier: Arc<Verifier>,
+    directory: Arc<Directory>,
     seed: bool,
     full: bool,
     filter: Filter,
@@ -140,8 +140,7 @@ impl Pages {
     }
 
     fn write(&mut self, page: &[Stored], text: &mut String) {
-        let view =
-            View { seed: self.seed, full: self.full, rules: self.verifier.directory().rules() };
+        let view = View { seed: self.seed, full: self.full, rules: self.directory.rules() };
         for stored in page.iter().filter(|stored| self.filter.takes(stored)) {
             if self.left == 0 {
                 return;

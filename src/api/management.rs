@@ -37,7 +37,8 @@ impl Api {
         note.subject =
             Subject { principal: Some(principal.clone()), seeds: Some(true), ..Subject::default() };
         let now = self.clock.now().unix;
-        let created = self
+        let created = call
+            .entries
             .store
             .create(|id| change.apply(&Entry::new(id, principal.clone(), Seed::random(), now), now))
             .await
@@ -47,8 +48,8 @@ impl Api {
             });
         let (entry, version) = created?;
         note.subject.id = Some(entry.id);
-        self.in_force(version).await;
-        let view = View { seed: true, full, rules: self.rules() };
+        self.in_force(call, version).await;
+        let view = View { seed: true, full, rules: call.entries.directory.rules() };
         Ok(json_response(StatusCode::CREATED, &view.of(&entry)))
     }
 
@@ -87,12 +88,12 @@ impl Api {
             if new == *entry {
                 return Ok(json_response(StatusCode::OK, &view.of(&new)));
             }
-            let written = self.write(&old, &new).await;
+            let written = self.write(call, &old, &new).await;
             if matches!(written, Err(ApiError::Store(StoreError::Conflict))) {
                 old = self.stored(call, note).await?;
                 continue;
             }
-            self.in_force(written?).await;
+            self.in_force(call, written?).await;
             return Ok(json_response(StatusCode::OK, &view.of(&new)));
         }
         Err(ApiError::Conflict)
@@ -107,11 +108,11 @@ impl Api {
         self.require_admin(call)?;
         for _ in 0..ATTEMPTS {
             let stored = self.stored(call, note).await?;
-            let deleted = self.store.delete(&stored).await;
+            let deleted = call.entries.store.delete(&stored).await;
             if matches!(deleted, Err(StoreError::Conflict)) {
                 continue;
             }
-            self.in_force(deleted?).await;
+            self.in_force(call, deleted?).await;
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         Err(ApiError::Conflict)
@@ -125,18 +126,18 @@ impl Api {
     ) -> Result<Stored, ApiError> {
         let id = id_of(call)?;
         note.subject.id = Some(id);
-        let stored = self.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
+        let stored = call.entries.store.get_by_id(id).await?.ok_or(ApiError::NoEntry)?;
         note.subject.principal = Some(stored.principal.clone());
         Ok(stored)
     }
 
     /// Writes a change; a conflict means that `old` is no longer what is stored.
-    async fn write(&self, old: &Stored, new: &Entry) -> Result<Version, ApiError> {
-        let written = self.store.update(old, new).await;
+    async fn write(&self, call: &Call<'_>, old: &Stored, new: &Entry) -> Result<Version, ApiError> {
+        let written = call.entries.store.update(old, new).await;
         let renamed = old.principal != new.principal;
         if matches!(written, Err(StoreError::Conflict))
             && renamed
-            && self.store.get((&new.principal).into()).await?.is_some()
+            && call.entries.store.get((&new.principal).into()).await?.is_some()
         {
             return Err(not_unique());
         }
@@ -150,19 +151,15 @@ impl Api {
     }
 
     /// How entries are shown to this call.
-    pub(super) fn view(&self, call: &Call<'_>) -> Result<View<'_>, ApiError> {
+    pub(super) fn view<'a>(&self, call: &Call<'a>) -> Result<View<'a>, ApiError> {
         let full = wants_full(call)?;
-        Ok(View { seed: self.config.reveal_seeds, full, rules: self.rules() })
-    }
-
-    fn rules(&self) -> &crate::directory::TokenRules {
-        self.verifier.directory().rules()
+        Ok(View { seed: self.config.reveal_seeds, full, rules: call.entries.directory.rules() })
     }
 
     /// Waits until a write is in force here, so that the caller can use its result at once.
-    pub(super) async fn in_force(&self, version: Version) {
+    pub(super) async fn in_force(&self, call: &Call<'_>, version: Version) {
         let start = self.clock.now().monotonic;
-        if self.verifier.directory().wait_for(version, APPLY_LIMIT).await {
+        if call.entries.directory.wait_for(version, APPLY_LIMIT).await {
             let lag = self.clock.now().monotonic.saturating_duration_since(start);
             self.metrics.directory_apply_lag.observe(lag.as_secs_f64());
         } else {

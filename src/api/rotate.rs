@@ -65,9 +65,9 @@ impl Api {
             let new = entry.rotate(Seed::random(), overlap, keep, self.clock.now().unix)?;
             note.subject.changed = Some("seed".to_owned());
             note.subject.seeds = Some(true);
-            match self.store.update(&old, &new).await {
+            match call.entries.store.update(&old, &new).await {
                 Ok(version) => {
-                    self.in_force(version).await;
+                    self.in_force(call, version).await;
                     return Ok(json_response(StatusCode::OK, &view.of(&new)));
                 }
                 Err(StoreError::Conflict) => old = self.stored(call, note).await?,

@@ -40,9 +40,10 @@ impl Api {
                 return Err(ApiError::Fields(FieldErrors::from_iter(bad)));
             }
         };
+        let service = call.permit.id().ok_or(ApiError::NotFound)?;
         let source = match address {
-            Some(address) => Source::told_by(call.permit.id(), address),
-            None => Source::Service(call.permit.id()),
+            Some(address) => Source::told_by(service, address),
+            None => Source::Service(service),
         };
         let claim = Claim { name, realm, token, source };
         auth::prove(self, call.head, claim, note)

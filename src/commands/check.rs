@@ -13,6 +13,7 @@ use crate::config::warnings::{Warning, warnings};
 use crate::metrics::Metrics;
 use crate::net::Certificate;
 use crate::proxy::Upstreams;
+use crate::remote::Remote;
 use crate::store::Store;
 
 /// Arguments of `otpgate check` beside those of `serve`.
@@ -83,7 +84,10 @@ fn problems(config: &Config) -> Vec<String> {
     for tls in listen.into_iter().flatten().filter_map(|listen| listen.tls.as_ref()) {
         problems.extend(Certificate::load(tls.clone()).err().map(|e| e.to_string()));
     }
-    problems.extend(Store::check(&config.store).err().map(|e| e.to_string()));
+    problems.extend(match &config.remote {
+        None => Store::check(&config.store).err().map(|e| e.to_string()),
+        Some(remote) => Remote::check(remote).err().map(|e| e.to_string()),
+    });
     problems.extend(crate::logging::check(&config.log).err().map(|e| e.to_string()));
     if !config.proxy.listen.is_empty() {
         let metrics = Arc::new(Metrics::new([]));

@@ -26,9 +26,10 @@ use crate::net::{Drain, Handle, Inherited, LAST_CHANCE, Listener};
 use crate::ops::Ops;
 use crate::policy::Mode;
 use crate::proxy::{self, Upstreams};
+use crate::remote::Remote;
 use crate::store::Store;
 use crate::throttle::Throttle;
-use crate::verifier::Verifier;
+use crate::verifier::{Basis, Entries, Verifier};
 
 mod manager;
 mod upgrade;
@@ -202,12 +203,11 @@ pub struct Server {
     pub api: Vec<Address>,
     /// Where health checks and metrics are; empty: off.
     pub ops: Vec<Address>,
-    /// Its entries.
-    pub directory: Arc<Directory>,
+    verifier: Arc<Verifier>,
     throttle: Arc<Throttle>,
     clock: Arc<dyn Clock>,
     shutdown: ShutdownConfig,
-    /// Where the entries are, for the log.
+    /// Where claims are checked, for the log.
     store: String,
     first_load_within: Duration,
     metrics: Arc<Metrics>,
@@ -255,23 +255,14 @@ impl Server {
         let addresses = listeners.each_ref().map(Listener::addresses);
         let handles = listeners.iter().flat_map(Listener::handles).collect();
         let [callers, api, ops] = listeners.map(|listener| listener.draining(&drain));
-        let store = Store::open(&config.store)?.with_metrics(metrics.clone());
-        let directory = Arc::new(Directory::new(
-            store.clone(),
-            &config.store.hold,
-            config.rules.clone(),
-            config.store.max_stale,
-            metrics.clone(),
-            clock.now(),
-        ));
+        let basis = basis(&config, &metrics, &clock)?;
+        let store = match &basis {
+            Basis::Entries(entries) => Some(entries.store.clone()),
+            Basis::Remote(_) => None,
+        };
         let throttle =
-            Arc::new(Throttle::new(config.throttle, store.clone(), metrics.clone(), clock.now()));
-        let verifier = Arc::new(Verifier::new(
-            directory.clone(),
-            throttle.clone(),
-            store.clone(),
-            metrics.clone(),
-        ));
+            Arc::new(Throttle::new(config.throttle, store, metrics.clone(), clock.now()));
+        let verifier = Arc::new(Verifier::new(basis, throttle.clone(), metrics.clone()));
         let policy = Arc::new(ArcSwap::from_pointee(config.policy()));
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
@@ -299,9 +290,8 @@ impl Server {
         }
         if !addresses[1].is_empty() {
             let api_app = Api {
-                store: store.clone(),
                 decider: Decider::new(verifier.clone(), config.headers.clone()),
-                verifier,
+                verifier: verifier.clone(),
                 policy,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
@@ -312,31 +302,30 @@ impl Server {
             front.spawn(once(opening.subscribe(), api.run(app, closing.subscribe())));
         }
         if !addresses[2].is_empty() {
-            let (directory, clock) = (directory.clone(), clock.clone());
-            let ops_app = Ops::new(directory, metrics.clone(), clock, draining.subscribe());
+            let (verifier, clock) = (verifier.clone(), clock.clone());
+            let ops_app = Ops::new(verifier, metrics.clone(), clock, draining.subscribe());
             let app = Arc::new(TowerApp::new(ops_app.router()));
             // Probes and scrapes go on while callers drain.
             back.spawn(once(opening.subscribe(), ops.run(app, closing_ops.subscribe())));
         }
-        back.spawn(warn_about(store));
         let (throttling, throttle_clock) = (throttle.clone(), clock.clone());
         back.spawn(async move { throttling.run(throttle_clock).await });
-        let watched = (directory.clone(), clock.clone());
-        back.spawn(async move { watch_currency(watched.0, watched.1).await });
-        let follower = Follower::new(directory.clone(), clock.clone());
-        back.spawn(async move { follower.run().await });
+        follow(&verifier, &clock, &mut back);
 
         let [proxy, api, ops] = addresses;
         Ok(Self {
             proxy,
             api,
             ops,
-            directory,
+            verifier,
             throttle,
             clock,
             shutdown: config.shutdown,
-            store: config.store.url.to_string(),
-            first_load_within: config.store.max_stale,
+            store: source_of(&config),
+            first_load_within: config
+                .remote
+                .as_ref()
+                .map_or(config.store.max_stale, |remote| remote.max_stale),
             metrics,
             handles,
             drain,
@@ -376,7 +365,7 @@ impl Server {
 
     /// Whether it can answer callers.
     fn is_current(&self) -> bool {
-        self.directory.is_current(self.clock.now())
+        self.verifier.is_current(self.clock.now())
     }
 
     fn note_failed_upgrade(&self, error: &upgrade::Failed) {
@@ -459,6 +448,50 @@ fn bind(
             Err(lines.join("\notpgate: ").into())
         }
     }
+}
+
+/// What claims are checked against.
+fn basis(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Basis, Failure> {
+    if let Some(remote) = &config.remote {
+        let remote = Remote::new(remote, &config.rules, metrics.clone(), clock.clone())?;
+        return Ok(Basis::Remote(Arc::new(remote)));
+    }
+    let store = Store::open(&config.store)?.with_metrics(metrics.clone());
+    let directory = Arc::new(Directory::new(
+        store.clone(),
+        &config.store.hold,
+        config.rules.clone(),
+        config.store.max_stale,
+        metrics.clone(),
+        clock.now(),
+    ));
+    Ok(Basis::Entries(Box::new(Entries::new(directory, store))))
+}
+
+/// Keeps what claims are checked against current.
+fn follow(verifier: &Verifier, clock: &Arc<dyn Clock>, back: &mut JoinSet<()>) {
+    match verifier.basis() {
+        Basis::Entries(entries) => {
+            back.spawn(warn_about(entries.store.clone()));
+            let watched = (entries.directory.clone(), clock.clone());
+            back.spawn(async move { watch_currency(watched.0, watched.1).await });
+            let follower = Follower::new(entries.directory.clone(), clock.clone());
+            back.spawn(async move { follower.run().await });
+        }
+        Basis::Remote(remote) => {
+            let remote = remote.clone();
+            back.spawn(async move { remote.run().await });
+        }
+    }
+}
+
+/// Where claims are checked, for the log.
+fn source_of(config: &Config) -> String {
+    config.remote.as_ref().map_or_else(|| config.store.url.to_string(), |remote| remote.url.clone())
 }
 
 /// Logs what an operator should know about how the store is set up.

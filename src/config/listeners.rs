@@ -68,7 +68,8 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
     }
 }
 
-pub(super) fn read_api(mut s: Section) -> ApiConfig {
+/// `default_address`: where it listens unless set.
+pub(super) fn read_api(mut s: Section, default_address: &str) -> ApiConfig {
     // Bodies are held in memory, unlike the proxy's.
     let default = Limits {
         max_connections: 1_000,
@@ -79,7 +80,7 @@ pub(super) fn read_api(mut s: Section) -> ApiConfig {
     let config = ApiConfig {
         limits: read_limits(&mut s, default),
         // gRPC needs it.
-        listen: read_listen(&mut s, "127.0.0.1:8081", true),
+        listen: read_listen(&mut s, default_address, true),
         trusted_proxies: read_networks(&mut s, "trusted_proxies"),
         allowed_hosts: s.list("allowed_hosts", parse_host).unwrap_or_default(),
         reveal_seeds: s.or("reveal_seeds", true),

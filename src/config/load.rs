@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::headers::read_headers;
 use super::listeners::{read_api, read_ops, read_proxy};
 use super::reader::{Origin, Section};
+use super::remote::read_remote;
 use super::routes::read_routes;
 use super::store::read_store;
 use super::throttle::read_throttle;
@@ -29,6 +30,11 @@ pub use super::reader::Problem;
 pub const DEFAULT_PATH: &str = "/etc/otpgate/otpgate.toml";
 /// Start of every environment variable that is a setting; section and key are joined by `__`.
 pub const ENV_PREFIX: &str = "OTPGATE_";
+
+/// Where the API listens unless set otherwise.
+const API: &str = "127.0.0.1:8081";
+/// As a listener's only address: it is not opened.
+const OFF: &str = "off";
 
 /// A flag that sets a key.
 #[derive(Clone, Debug)]
@@ -166,13 +172,19 @@ fn typed(text: &str) -> Value {
 fn read(root: &mut Section) -> Config {
     let mut upstreams = Vec::new();
     let proxy = read_proxy(root.section("proxy"), &mut upstreams);
-    let api = read_api(root.section("api"));
+    let remote = root.section("remote");
+    let api = read_api(root.section("api"), if remote.is_empty() { API } else { OFF });
     let ops = read_ops(root.section("ops"));
-    let store = read_store(root.section("store"));
+    let store = root.section("store");
+    if !remote.is_empty() {
+        check_no_store(&store);
+    }
+    let store = read_store(store);
     let mut totp = root.section("totp");
     let default = read_rules(&mut totp, RealmRules::default());
     totp.finish();
     let (realms, rules) = read_realms(root.section("realms"), default);
+    let remote = read_remote(remote, &realms.auth);
     let headers = read_headers(root.section("headers"));
     let throttle = read_throttle(root.section("throttle"));
     let log = read_log(root.section("log"));
@@ -185,6 +197,7 @@ fn read(root: &mut Section) -> Config {
         api,
         ops,
         store,
+        remote,
         rules,
         realms,
         headers,
@@ -273,6 +286,13 @@ fn check_addresses(root: &Section, config: &Config) {
     }
     if config.proxy.listen.is_empty() && config.api.listen.is_empty() {
         root.problem("proxy.listen", "both `proxy` and `api` are off: nothing would be served");
+    }
+}
+
+/// Claims are checked in one place.
+fn check_no_store(store: &Section) {
+    for key in store.keys() {
+        store.problem(&key, "[remote] is set too, and then there is no store: keep one of them");
     }
 }
 

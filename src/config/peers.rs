@@ -64,11 +64,10 @@ pub(super) fn read_listen(s: &mut Section, default: &str, h2c: bool) -> Vec<List
         unix_mode: UNIX_MODE,
     };
     let common = Common::read(s, &nothing);
-    let items = match s.take("listen") {
-        None => vec![Value::String(default.to_owned())],
-        Some(Value::String(off)) if off == "off" => Vec::new(),
-        Some(Value::Array(items)) => items,
-        Some(single) => vec![single],
+    let items = match s.take("listen").unwrap_or_else(|| Value::String(default.to_owned())) {
+        Value::String(off) if off == "off" => Vec::new(),
+        Value::Array(items) => items,
+        single => vec![single],
     };
     let mut listen = Vec::new();
     for item in items {

@@ -81,6 +81,16 @@ impl Section {
         self.table.contains_key(key)
     }
 
+    /// Whether nothing is set.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// What is set and was not asked for yet.
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.table.keys().cloned().collect()
+    }
+
     /// The names of all sub-tables that were not asked for by name.
     pub(super) fn other_tables(&self) -> Vec<String> {
         let is_table =

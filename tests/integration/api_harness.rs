@@ -23,7 +23,7 @@ use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
 use otpgate::throttle::Throttle;
-use otpgate::verifier::Verifier;
+use otpgate::verifier::{Basis, Entries, Verifier};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -68,8 +68,9 @@ pub(crate) fn unthrottled_verifier(
     metrics: Arc<Metrics>,
 ) -> Arc<Verifier> {
     let config = ThrottleConfig { enabled: false, ..ThrottleConfig::default() };
-    let throttle = Throttle::new(config, store.clone(), metrics.clone(), SystemClock.now());
-    Arc::new(Verifier::new(directory, Arc::new(throttle), store, metrics))
+    let throttle = Throttle::new(config, Some(store.clone()), metrics.clone(), SystemClock.now());
+    let basis = Basis::Entries(Box::new(Entries::new(directory, store)));
+    Arc::new(Verifier::new(basis, Arc::new(throttle), metrics))
 }
 
 pub(crate) struct Setup {
@@ -147,7 +148,6 @@ impl Gate {
         let Address::Tcp(address) = listener.addresses().remove(0) else { panic!("TCP") };
         let verifier = unthrottled_verifier(directory, store.clone(), metrics.clone());
         let api = Api {
-            store: store.clone(),
             decider: Decider::new(verifier.clone(), HeaderNames::default()),
             policy: Arc::new(ArcSwap::from_pointee(Policy::new(Vec::new()))),
             verifier,

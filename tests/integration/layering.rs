@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["logging"],
     &["net"],
-    &["throttle"],
+    &["throttle", "remote"],
     &["verifier"],
     &["decision"],
     &["proxy", "api", "ops"],

@@ -152,7 +152,7 @@ fn every_metric_is_in_the_docs() {
 pub(crate) fn every_metric() -> String {
     let metrics = Metrics::new(["shop".to_owned()]);
     metrics.request("proxy", "public", "allowed");
-    metrics.verified("shop", MatchedStep { counter: 1, offset: 0 });
+    metrics.verified("shop", Some(MatchedStep { counter: 1, offset: 0 }));
     metrics.refused("x", "wrong_token");
     metrics.previous_seed("shop");
     metrics.directory_fetched("found");

@@ -17,7 +17,7 @@ use otpgate::seal::Sealer;
 use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
 use otpgate::throttle::{Source, Throttle};
-use otpgate::verifier::{Attempt, Denied, Refusal, Verifier};
+use otpgate::verifier::{Attempt, Basis, Denied, Entries, Refusal, Verifier};
 use proptest::prelude::*;
 use tokio::task::JoinSet;
 
@@ -83,8 +83,9 @@ impl World {
         let config = ThrottleConfig::default();
         let now = self.clock.now();
         let (store, metrics) = (self.store.clone(), self.metrics.clone());
-        let throttle = Arc::new(Throttle::new(config, store.clone(), metrics.clone(), now));
-        let verifier = Verifier::new(self.directory.clone(), throttle.clone(), store, metrics);
+        let throttle = Arc::new(Throttle::new(config, Some(store.clone()), metrics.clone(), now));
+        let basis = Basis::Entries(Box::new(Entries::new(self.directory.clone(), store)));
+        let verifier = Verifier::new(basis, throttle.clone(), metrics);
         Gate { throttle, verifier }
     }
 
