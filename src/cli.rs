@@ -84,7 +84,23 @@ impl Settings {
         self.load_with(Vec::new())
     }
 
-    /// The same, with flags of a command's own.
+    /// Reads the configuration for work on the store.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; if there is no store.
+    pub fn load_store(&self) -> Result<Config, Failure> {
+        let config = self.load()?;
+        if config.remote.is_some() {
+            return Err(Usage(
+                "the configuration has [remote], and so no store: name another one with --config"
+                    .into(),
+            )
+            .into());
+        }
+        Ok(config)
+    }
+
+    /// As [`Self::load`], with flags of a command's own.
     ///
     /// # Errors
     /// As [`Self::load`].

@@ -59,7 +59,7 @@ pub async fn run(args: ExportArgs) -> Result<ExitCode, Failure> {
         let usage = "the export would go to the terminal: name a file with `--output`, or `-`";
         return Err(Usage(usage.into()).into());
     }
-    let config = args.settings.load()?;
+    let config = args.settings.load_store()?;
     if matches!(config.store.sealing, Sealing::Off) && !args.reveal_seeds {
         let refusal = "`store.sealing` is off, so the export would hold readable seeds: say \
                        `--reveal-seeds` if that is meant";

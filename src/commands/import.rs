@@ -95,7 +95,7 @@ struct Report {
 /// # Errors
 /// If the file is none of ours or the store fails.
 pub async fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
-    let config = args.settings.load()?;
+    let config = args.settings.load_store()?;
     let cargo = read(&args, &config).map_err(|e| format!("`{}`: {e}", args.file.display()))?;
     let _logging = init_file_trail(&config.log)?;
     let report = if args.dry_run {

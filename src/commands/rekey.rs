@@ -35,7 +35,7 @@ pub struct RekeyArgs {
 /// # Errors
 /// If sealing is off or the store fails.
 pub async fn run(args: RekeyArgs) -> Result<ExitCode, Failure> {
-    let config = args.settings.load()?;
+    let config = args.settings.load_store()?;
     let Sealing::KeyFile { old, .. } = &config.store.sealing else {
         return Err("`store.sealing` is off: there is no key to seal entries with".into());
     };

@@ -77,7 +77,7 @@ pub fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn init(settings: Settings, as_json: bool) -> Result<ExitCode, Failure> {
-    let config = settings.load()?;
+    let config = settings.load_store()?;
     let _logging = init_file_trail(&config.log)?;
     let created = Store::open(&config.store)?.init().await?;
     if created {
@@ -92,7 +92,7 @@ async fn init(settings: Settings, as_json: bool) -> Result<ExitCode, Failure> {
 }
 
 async fn bootstrap(args: BootstrapArgs) -> Result<ExitCode, Failure> {
-    let config = args.settings.load()?;
+    let config = args.settings.load_store()?;
     let realm = args.realm.as_deref().unwrap_or(config.realms.admin.as_str());
     Name::parse(&args.name).map_err(|e| Usage(format!("--name {e}")))?;
     let principal =

@@ -85,7 +85,7 @@ enum Verdict {
 /// If the store cannot be read; what is wrong with its contents is no error but the result.
 pub async fn run(args: VerifyArgs) -> Result<ExitCode, Failure> {
     let gates: Vec<_> = args.gate.iter().map(|url| Gate::new(url)).collect::<Result<_, _>>()?;
-    let config = args.settings.load()?;
+    let config = args.settings.load_store()?;
     let store = Store::open_as_it_is(&config.store)?;
     let start = SystemClock.now().monotonic;
     let (verified, verdicts) = loop {

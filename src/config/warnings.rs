@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{Address, ApiConfig, AuditTo, Config, Listen, Sealing, StoreConfig, ThrottleConfig};
+use super::{
+    Address, ApiConfig, AuditTo, Config, Listen, RemoteConfig, Sealing, StoreConfig, ThrottleConfig,
+};
 use crate::directory::RealmRules;
 use crate::otp::Reuse;
 use crate::policy::{Access, Grant, Mode, Route};
@@ -65,7 +67,10 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
     api(&mut found, &config.api);
     // Nothing of the ops listener is secret, and a pod must open it to kubelet.
     tls_keys(&mut found, "ops", &config.ops.listen);
-    store(&mut found, &config.store);
+    match &config.remote {
+        None => store(&mut found, &config.store),
+        Some(config) => remote(&mut found, config),
+    }
     skew(&mut found, "totp", &config.rules.default);
     let default = config.rules.default.skew_steps;
     let mut realms: Vec<_> = config.rules.realms.iter().collect();
@@ -200,12 +205,8 @@ fn redis(found: &mut Found, url: &RedisUrl) {
             nodes.iter().map(|(host, _)| host.as_str()).collect()
         }
     };
-    let is_here = |host: &&str| {
-        host.eq_ignore_ascii_case("localhost")
-            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-    };
     found.add_if(
-        !url.tls && !hosts.iter().all(is_here),
+        !url.tls && !hosts.iter().all(|host| is_here(host)),
         "store.url",
         "Redis is reached without TLS: its password can be read, and entries deleted or put back, on the way",
     );
@@ -214,6 +215,29 @@ fn redis(found: &mut Found, url: &RedisUrl) {
         "store.password",
         "Redis asks for none: whoever reaches it can delete entries, or put deleted ones back",
     );
+}
+
+fn remote(found: &mut Found, remote: &RemoteConfig) {
+    found.add_if(
+        reqwest::Url::parse(&remote.url).is_ok_and(|url| {
+            let host = url.host_str().unwrap_or_default();
+            url.scheme() == "http" && !is_here(host.trim_matches(['[', ']']))
+        }),
+        "remote.url",
+        "the server is reached without TLS: tokens can be read, and a yes be forged, on the way",
+    );
+    if let Some((_, key_file)) = &remote.tls.identity
+        && is_world_readable(key_file)
+    {
+        let path = key_file.display();
+        let text = format!("every user of this machine may read the private key `{path}`");
+        found.add("remote.tls_key_file", text);
+    }
+}
+
+fn is_here(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Not refused: Kubernetes mounts secrets with mode 0644 unless told otherwise.
@@ -320,6 +344,8 @@ mod tests {
     #[test]
     fn each_unsafe_setting_is_named_and_safe_ones_are_not() {
         let api = "[api]\nlisten = '0.0.0.0:1'\n";
+        let remote =
+            |url: &str| format!("[remote]\nname = 'a'\nseed = 'AAAAAAAA'\nurl = '{url}'\n");
         let redis = "[store]\nkey_file = '/absent'\npassword = 'x'\nurl = ";
         for (text, expected) in [
             ("", &[] as &[&str]),
@@ -362,6 +388,10 @@ mod tests {
                 &["throttle.per_entry"],
             ),
             ("[store]\nmax_stale = '5m'\n", &[]),
+            (&remote("http://[::1]:8081"), &[]),
+            (&remote("https://otp.example"), &[]),
+            (&remote("unix:/run/api.sock"), &[]),
+            (&remote("http://otp.example"), &["remote.url"]),
             ("[store]\nmax_stale = '301s'\n", &["store.max_stale"]),
             (
                 "[totp]\nreuse = 'once'\n[[route]]\npath = '/'\nallow = '*'\nreuse = 'window'\n",

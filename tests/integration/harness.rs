@@ -183,7 +183,8 @@ impl Sandbox {
                 command.env(format!("OTPGATE_{variable}__LISTEN"), "127.0.0.1:0");
             }
         }
-        if !settings.contains("[store]") || !settings.contains("url") {
+        let names_store = settings.contains("[store]") && settings.contains("url");
+        if !names_store && !settings.contains("[remote]") {
             command.env("OTPGATE_STORE__URL", self.store());
         }
         Gate::spawn(command)

@@ -52,6 +52,7 @@ mod proxy_upgrades;
 mod proxy_upstreams;
 mod python_client;
 mod redis_server;
+mod remote;
 mod rotation;
 mod serve;
 mod store_contract;

@@ -478,3 +478,44 @@ fn raw_routes_lead_past_no_other_route() {
     let all = problems("[proxy]\nsimilar_paths = 'yes'");
     assert!(all.contains("proxy.similar_paths: `yes` is none of `refuse`, `distinct`"), "{all}");
 }
+
+#[test]
+fn a_remote_server_stands_in_place_of_a_store() {
+    let remote = "[remote]\nurl = 'https://otp.example/'\nname = 'gate'\nseed = 'AAAAAAAA'\n";
+    let config = load_text(remote, &[], &[]).unwrap();
+    assert!(config.api.listen.is_empty(), "nothing can be managed");
+    let read = config.remote.unwrap();
+    assert_eq!((read.url.as_str(), read.realm.as_str()), ("https://otp.example/", "ungleich-auth"));
+    assert!(!format!("{read:?}").contains("AAAA"));
+    let own = load_text(&format!("{remote}[realms]\nauth = 'verifiers'\n"), &[], &[]).unwrap();
+    assert_eq!(own.remote.unwrap().realm.as_str(), "verifiers");
+    let open = load_text(&format!("{remote}[api]\nlisten = '127.0.0.1:1'\n"), &[], &[]).unwrap();
+    assert_eq!(open.api.listen.len(), 1);
+    assert!(load_text("[remote]\n", &[], &[]).unwrap().remote.is_none(), "nothing is set");
+    for (text, expected) in [
+        ("[store]\nurl = 'sqlite:x'\nmax_stale = '1m'\n", "store.max_stale: [remote] is set too"),
+        ("[store]\nurl = 'sqlite:x'\n", "store.url: [remote] is set too"),
+    ] {
+        let all = problems(&format!("{remote}{text}"));
+        assert!(all.contains(expected), "{all}");
+    }
+    let flag = Flag { name: "--store", key: "store.url", value: "sqlite:x".into() };
+    let clash = load_text(remote, &[], &[flag]).unwrap_err().to_string();
+    assert!(clash.contains("store.url (--store): [remote] is set too"), "{clash}");
+    for (text, expected) in [
+        ("url = 'otp.example'", "remote.url: `otp.example` is no server's URL"),
+        ("url = 'https://me:hunter2@otp.example'", "remote.url: holds a user or password"),
+        ("url = 'unix:x.sock'", "remote.url: `unix:x.sock`: the path of a socket begins"),
+        ("timeout = '31s'", "remote.url: is missing"),
+        ("timeout = '31s'", "remote.name: is missing"),
+        ("timeout = '31s'", "remote.seed_file: is missing"),
+        ("timeout = '31s'", "remote.timeout: must be at most 30s"),
+        ("seed = '1hunter2'", "remote.seed: the seed is not base32"),
+        ("max_stale = '1s'", "remote.max_stale: must be at least 2s"),
+        ("max_in_flight = 0", "remote.max_in_flight: must be a whole number"),
+        ("url = 'http://a'\nca_file = '/dev/null'", "remote.ca_file: `remote.url` is not"),
+    ] {
+        let all = problems(&format!("[remote]\n{text}\n"));
+        assert!(all.contains(expected) && !all.contains("hunter2"), "{text}: {all}");
+    }
+}
