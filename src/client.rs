@@ -14,7 +14,7 @@
 //! let shop = TokenSource::from_file("shop", "ungleich-auth", "shop.seed")?;
 //! let client = Client::new("https://otp.example", shop, &ClientTls::default())?;
 //! match client.verify(name, realm, token, Some(peer)).await {
-//!     Ok(()) => Ok(true),
+//!     Ok(_) => Ok(true),
 //!     Err(refusal) if refusal.is_denial() => Ok(false),
 //!     Err(nobody_can_say) => Err(nobody_can_say.into()),
 //! }
@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -72,6 +72,10 @@ const MAX_DETAIL_CHARS: usize = 500;
 const UNPROVEN: &str = "Incorrect authentication credentials.";
 /// What they say to callers who may not do this, and of claims that are not true.
 const DENIED: &str = "You do not have permission to perform this action.";
+/// The header in which a server says that it counts uses of the verified token, and its value.
+pub const USES: HeaderName = HeaderName::from_static("x-otpgate-uses");
+/// See [`USES`].
+pub const COUNTED: &str = "counted";
 /// What servers on Unix sockets are called in requests.
 const UNIX_BASE: &str = "http://localhost";
 
@@ -188,6 +192,13 @@ mod shown_secret {
     ) -> Result<Option<Secret>, D::Error> {
         Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
     }
+}
+
+/// A server accepted somebody's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The server counts uses of this token, and this was one. ungleich-otp never does.
+    pub is_counted: bool,
 }
 
 /// Which entries to list.
@@ -345,15 +356,16 @@ impl Client {
         realm: &str,
         token: &str,
         source: Option<IpAddr>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<Verified, ClientError> {
         let fields = [("name", name), ("realm", realm), ("token", token)]
             .map(|(field, value)| (field.to_owned(), json!(value)));
         let source = source.map(|address| ("source".to_owned(), json!(address)));
         let fields = fields.into_iter().chain(source).collect();
-        let answer = self.call(Method::POST, "ungleichotp/verify/", fields).await?;
-        let answer: Map<String, Value> = decode(&answer)?;
+        let mut answer = self.send(Method::POST, "ungleichotp/verify/", fields).await?;
+        let is_counted = answer.headers().contains_key(USES);
+        let answer: Map<String, Value> = decode(&body_of(&mut answer).await?)?;
         if answer.get("status") == Some(&json!("OK")) {
-            return Ok(());
+            return Ok(Verified { is_counted });
         }
         Err(ClientError::BadAnswer("the status is not `OK`".into()))
     }

@@ -19,7 +19,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use tracing::{info, warn};
 
 use crate::audit::Event;
-use crate::client::{Client, ClientError, TokenSource};
+use crate::client::{Client, ClientError, TokenSource, Verified};
 use crate::clock::{Clock, Moment};
 use crate::config::RemoteConfig;
 use crate::directory::TokenRules;
@@ -173,43 +173,47 @@ impl Remote {
     pub async fn ask(&self, question: Question<'_>, now: Moment) -> Result<bool, Trouble> {
         let deadline = Deadline::now() + self.timeout;
         let rules = self.rules.of(question.who.realm());
-        let memory = match (question.reuse.unwrap_or(rules.reuse), &self.memory) {
-            (Reuse::Window, Some(memory)) => memory,
-            // Each use is for the server to count.
-            _ => return self.question(question, deadline).await,
-        };
         let step = memory::Step::of(now, rules.params.step_seconds);
-        let print = memory.print(question.who, question.token, step);
-        // Others may be asking the same: one question for all, unless the answer is no.
-        let found = timeout_at(deadline, memory.find(&print, now)).await;
-        match found.map_err(|_| Trouble::Timeout)? {
-            Found::Remembered => {
-                self.metrics.remote_remembered.inc();
-                Ok(true)
-            }
-            Found::Outdated => self.question(question, deadline).await,
-            Found::Nothing(place) => {
-                let is_true = self.question(question, deadline).await?;
-                if is_true {
-                    place.remember(step);
+        let mut place = None;
+        if let (Reuse::Window, Some(memory)) = (question.reuse.unwrap_or(rules.reuse), &self.memory)
+        {
+            let print = memory.print(question.who, question.token, step);
+            // Others may be asking the same: one question for all, unless the answer is no.
+            let found = timeout_at(deadline, memory.find(&print, now)).await;
+            match found.map_err(|_| Trouble::Timeout)? {
+                Found::Remembered => {
+                    self.metrics.remote_remembered.inc();
+                    return Ok(true);
                 }
-                Ok(is_true)
+                Found::Outdated => {}
+                Found::Nothing(free) => place = Some(free),
             }
         }
+        let answer = self.question(question, deadline).await?;
+        // Each use of a counted token is for the server to see.
+        if let (Some(place), Some(Verified { is_counted: false })) = (place, answer) {
+            place.remember(step);
+        }
+        Ok(answer.is_some())
     }
 
-    async fn question(&self, question: Question<'_>, deadline: Deadline) -> Result<bool, Trouble> {
+    /// `None`: the server says no.
+    async fn question(
+        &self,
+        question: Question<'_>,
+        deadline: Deadline,
+    ) -> Result<Option<Verified>, Trouble> {
         if self.standing().verdict == Verdict::Refused {
             return Err(Trouble::Refused);
         }
         match self.put("claim", question, deadline).await {
-            Ok(()) => {
+            Ok(verified) => {
                 // As good as a question about ourselves.
                 self.accepted();
-                Ok(true)
+                Ok(Some(verified))
             }
             Err(Failed { denied: true, .. }) if self.standing().verdict == Verdict::Accepted => {
-                Ok(false)
+                Ok(None)
             }
             Err(Failed { denied, trouble, .. }) => {
                 if denied || trouble == Trouble::Refused {
@@ -226,7 +230,7 @@ impl Remote {
         about: &str,
         question: Question<'_>,
         deadline: Deadline,
-    ) -> Result<(), Failed> {
+    ) -> Result<Verified, Failed> {
         let Question { who, token, source, .. } = question;
         let begin = self.clock.now().monotonic;
         let mut has_turn = false;
@@ -237,13 +241,13 @@ impl Remote {
             self.client.verify(who.name(), who.realm(), token.expose(), source).await
         };
         let outcome = match timeout_at(deadline, asking).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(verified)) => Ok(verified),
             Ok(Err(error)) => Err(Failed::from(&error)),
             Err(_) if has_turn => Err(Failed::new(Trouble::Timeout, "it does not answer in time")),
             Err(_) => Err(Failed::new(Trouble::Busy, "too many questions are open")),
         };
         let word = match &outcome {
-            Ok(()) => "ok",
+            Ok(_) => "ok",
             Err(Failed { denied: true, .. }) => "denied",
             Err(failed) => failed.trouble.as_str(),
         };

@@ -46,6 +46,13 @@ impl Permit {
         self.proof.of_entry().map(|proof| proof.step)
     }
 
+    /// Whether this was one of a limited number of uses of the token, as its realm says; only known of
+    /// entries in memory.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        self.proof.of_entry().is_some_and(|proof| proof.reuse != Reuse::Window)
+    }
+
     /// Whether the token was made with a seed that is being rotated out, as far as is known here.
     #[must_use]
     pub fn is_of_previous_seed(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use axum::response::Response;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
 use super::auth::{self, Claim};
@@ -11,6 +11,7 @@ use super::edge::Note;
 use super::error::{ApiError, FieldErrors, json_response};
 use super::value::{LABEL, Value, check_text};
 use super::{Api, Call};
+use crate::client::{COUNTED, USES};
 use crate::throttle::Source;
 
 impl Api {
@@ -46,10 +47,14 @@ impl Api {
             None => Source::Service(service),
         };
         let claim = Claim { name, realm, token, source };
-        auth::prove(self, call.head, claim, note)
+        let permit = auth::prove(self, call.head, claim, note)
             .await
             .map_err(|refusal| auth::refused(refusal, ApiError::Forbidden))?;
-        Ok(json_response(StatusCode::OK, &json!({ "status": "OK" })))
+        let mut response = json_response(StatusCode::OK, &json!({ "status": "OK" }));
+        if permit.is_counted() {
+            response.headers_mut().insert(USES, HeaderValue::from_static(COUNTED));
+        }
+        Ok(response)
     }
 }
 
