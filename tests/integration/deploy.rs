@@ -94,6 +94,7 @@ fn with_files(sandbox: &Sandbox, path: &Path) -> String {
         let contents = match key {
             "key_file" => data_encoding::BASE64.encode(&[7; 32]),
             "password_file" => "secret".to_owned(),
+            "seed_file" => "JBSWY3DPEHPK3PXP".to_owned(),
             "ca_file" => read(&pki.ca_file),
             "tls_cert_file" => read(&pki.files.cert_file),
             "tls_key_file" => read(&pki.files.key_file),
@@ -133,7 +134,7 @@ async fn placeholders_of_secrets_are_refused() {
         assert!(!checked.status.success() && said.contains("is not a sealing key"), "{said}");
     }
     // Applying a folder never puts them over secrets.
-    for folder in ["base", "monitoring"] {
+    for folder in ["base", "monitoring", "remote"] {
         let kustomization = read(&format!("deploy/kubernetes/{folder}/kustomization.yaml"));
         assert!(!kustomization.contains("secrets.example"), "{folder}");
     }
@@ -378,6 +379,26 @@ async fn pods_are_restricted_and_gates_are_probed() {
         let file = text(&map["files"][0]);
         assert!(configurations().contains(&deploy("kubernetes/base").join(file)), "{file}");
     }
+}
+
+/// What the overlay replaces is where it thinks.
+#[tokio::test]
+async fn gates_without_seeds_reach_the_api_in_place_of_redis() {
+    let overlay = yaml("kubernetes/remote/kustomization.yaml").await.remove(0);
+    let base = yaml("kubernetes/base/kustomization.yaml").await.remove(0);
+    let replaced = &overlay["configMapGenerator"][0]["name"];
+    assert!(list(&base["configMapGenerator"]).iter().any(|map| map["name"] == *replaced));
+    let policy = yaml("kubernetes/base/sidecar/networkpolicy.yaml").await.remove(0);
+    assert_eq!(policy["metadata"]["name"], overlay["patches"][1]["target"]["name"]);
+    assert_eq!(policy["spec"]["egress"][1]["ports"][0]["port"], 6379);
+    let api = yaml("kubernetes/base/api/networkpolicy.yaml").await.remove(0);
+    let admitted = &api["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"];
+    assert_eq!(admitted["otpgate/api-client"], "true");
+    assert!(text(&overlay["patches"][0]["patch"]).contains("otpgate~1api-client"));
+    let hosts = read("deploy/kubernetes/base/api/otpgate.toml");
+    let url = read("deploy/kubernetes/remote/otpgate.toml");
+    let host = url.split("https://").nth(1).unwrap().split('"').next().unwrap();
+    assert!(hosts.contains(&format!("\"{host}\"")), "{host}");
 }
 
 #[test]

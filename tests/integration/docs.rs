@@ -20,8 +20,9 @@ pub(crate) fn load_text(text: &str) -> Result<otpgate::config::Config, String> {
     load(Some(file.path()), [], &[]).map_err(|e| e.to_string())
 }
 
-/// The manual's settings, commented in. Files that it names are examples and do not exist.
-fn uncommented() -> String {
+/// The manual's settings, commented in, but those of one section, whose place another one takes. Files that it
+/// names are examples and do not exist.
+fn uncommented_without(section: &str) -> String {
     let setting = |line: &str| {
         let key = line.strip_prefix('#')?.split([' ', '=']).next()?;
         let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -32,9 +33,28 @@ fn uncommented() -> String {
         ((is_setting && !example) || table).then(|| line[1..].to_owned())
     };
     let manual = read("config/otpgate.toml");
-    let lines: Vec<_> =
-        manual.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned())).collect();
+    let mut is_left_out = false;
+    let mut lines = Vec::new();
+    for line in manual.lines() {
+        if line.starts_with('[') {
+            is_left_out = line == section;
+        }
+        if !is_left_out {
+            lines.push(setting(line).unwrap_or_else(|| line.to_owned()));
+        }
+    }
     lines.join("\n")
+}
+
+fn uncommented() -> String {
+    uncommented_without("[remote]")
+}
+
+/// With the files that it needs.
+fn with_remote(sandbox: &Sandbox) -> String {
+    let seed = sandbox.write("gate.seed", "JBSWY3DPEHPK3PXP");
+    let files = format!("[remote]\nseed_file = '{}'\n", seed.display());
+    uncommented_without("[store]").replace("[remote]\n", &files)
 }
 
 #[test]
@@ -71,6 +91,18 @@ fn the_manual_shows_the_defaults() {
 }
 
 #[test]
+fn the_manual_of_a_remote_server_works_and_shows_the_defaults() {
+    let shown = load_text(&with_remote(&Sandbox::new())).unwrap().remote.unwrap();
+    let least = "[remote]\nurl = 'https://a'\nname = 'a'\nseed = 'AAAA'\n";
+    let default = load_text(least).unwrap().remote.unwrap();
+    let settings = |config: otpgate::config::RemoteConfig| {
+        let bounds = (config.max_in_flight, config.cache_entries);
+        (config.realm, config.timeout, config.max_stale, bounds)
+    };
+    assert_eq!(settings(shown), settings(default));
+}
+
+#[test]
 fn the_manual_names_every_setting() {
     let manual = read("config/otpgate.toml");
     let sections = [
@@ -81,6 +113,7 @@ fn the_manual_names_every_setting() {
         "api",
         "ops",
         "store",
+        "remote",
         "totp",
         "realms",
         "headers",
@@ -91,7 +124,7 @@ fn the_manual_names_every_setting() {
     ];
     for section in sections {
         let problems = load_text(&format!("[{section}]\nnonsense = 1\n")).unwrap_err();
-        let known = problems.split("known here: ").nth(1).unwrap().trim();
+        let known = problems.split("known here: ").nth(1).unwrap().lines().next().unwrap().trim();
         let start =
             manual.find(&format!("\n[{section}]\n")).unwrap_or_else(|| panic!("[{section}]"));
         let part = &manual[start + 2..];

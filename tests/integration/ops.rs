@@ -163,6 +163,7 @@ pub(crate) fn every_metric() -> String {
     metrics.upstream_backends.with_label_values(&["healthy"]).set(1);
     metrics.store_operation("sqlite", "get", Duration::from_millis(1));
     metrics.store_error("sqlite", "get", &StoreError::Conflict);
+    metrics.remote_question("claim", "ok", Duration::from_millis(1));
     metrics.open_connections("proxy").set(1);
     metrics.connection_refused("proxy", "limit");
     metrics.certificate_expiry.with_label_values(&["proxy"]).set(1.0);
