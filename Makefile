@@ -32,6 +32,7 @@ check: ## format, lints, docs, shipped configurations and alerts, dependencies
 	@tests/tools/install build
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --quiet
 	$(CARGO) run --locked --quiet -- check --config config/otpgate.toml
 	@if command -v promtool >/dev/null 2>&1; then \

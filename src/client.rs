@@ -4,7 +4,20 @@
 //! Owns the calls and their time-outs. The triple is sent in the JSON body, also on `GET` and
 //! `DELETE`, as ungleichotpclient does. Nothing here prints a secret.
 //!
-//! A service that gets tokens itself, and may verify them:
+//! A service that calls others through gates:
+//!
+//! ```no_run
+//! use otpgate::client::TokenSource;
+//!
+//! # fn call(mut request: http::Request<()>) -> Result<(), Box<dyn std::error::Error>> {
+//! let alice = TokenSource::from_file("alice", "ops", "alice.seed")?;
+//! // For every request anew: a token is good for a short time.
+//! alice.sign(request.headers_mut());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One that gets tokens itself, and may verify them:
 //!
 //! ```no_run
 //! use otpgate::client::{Client, ClientTls, TokenSource};

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use data_encoding::{Encoding, Specification};
 use icu_normalizer::ComposingNormalizerBorrowed;
+#[cfg(feature = "server")]
 use papaya::Equivalent;
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -206,6 +207,7 @@ impl Hash for PrincipalRef<'_> {
     }
 }
 
+#[cfg(feature = "server")]
 impl Equivalent<Principal> for PrincipalRef<'_> {
     fn equivalent(&self, key: &Principal) -> bool {
         self.realm == key.realm.as_str() && self.name == key.name.as_str()
@@ -304,9 +306,9 @@ impl fmt::Debug for Seed {
 }
 
 /// The HMAC of RFC 6238 section 1.2.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-#[value(rename_all = "UPPER")]
+#[cfg_attr(feature = "server", derive(clap::ValueEnum), value(rename_all = "UPPER"))]
 pub enum Algorithm {
     /// HMAC-SHA-1: what every client knows.
     #[default]
@@ -376,7 +378,8 @@ pub struct Retiring {
 
 /// Which seed is accepted beside a new one, where a rotation comes before the last one's overlap is
 /// over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "server", derive(clap::ValueEnum))]
 pub enum Keep {
     /// The newest one so far: callers have changed over to it.
     Current,

@@ -24,31 +24,56 @@
 //! - [`ops`] answers health checks and metrics scrapes.
 //!
 //! `proxy` and `api` never import each other.
+//!
+//! # For services
+//!
+//! [`client`] makes the headers of calls through a gate, verifies tokens and manages entries. With
+//! `default-features = false` it is all there is, and pulls in nothing of the gate.
 
+#[cfg(feature = "server")]
 pub mod api;
+#[cfg(feature = "server")]
 pub mod audit;
+#[cfg(feature = "server")]
 pub mod cli;
 pub mod client;
 pub mod clock;
+#[cfg(feature = "server")]
 pub mod commands;
+#[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
 pub mod credentials;
+#[cfg(feature = "server")]
 pub mod decision;
+#[cfg(feature = "server")]
 pub mod directory;
 pub mod entry;
-#[cfg(any(test, fuzzing))]
+#[cfg(all(feature = "server", any(test, fuzzing)))]
 pub mod fuzzing;
+#[cfg(feature = "server")]
 pub mod hardening;
+#[cfg(feature = "server")]
 pub mod logging;
+#[cfg(feature = "server")]
 pub mod metrics;
+#[cfg(feature = "server")]
 pub mod net;
+#[cfg(feature = "server")]
 pub mod ops;
 pub mod otp;
+#[cfg(feature = "server")]
 pub mod policy;
+#[cfg(feature = "server")]
 pub mod proxy;
+#[cfg(feature = "server")]
 pub mod remote;
+#[cfg(feature = "server")]
 pub mod seal;
 pub mod secret;
+#[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
 pub mod throttle;
+#[cfg(feature = "server")]
 pub mod verifier;

@@ -6,7 +6,8 @@ use otpgate::secret::Secret;
 use serde_json::{Map, Value, json};
 
 use crate::api_harness::*;
-use crate::harness::otpgate;
+use crate::harness::{self, Sandbox, otpgate};
+use crate::peers::echo::Echo;
 
 fn client_of(server: &str, (name, realm, seed): Triple) -> Client {
     let source = TokenSource::parse(name, realm, seed).unwrap();
@@ -142,4 +143,38 @@ async fn failures_are_told_apart() {
     // The root answers, but not as an entry would.
     let elsewhere = client_of(&format!("{}/nope", gate.base), ADMIN);
     refused(elsewhere.show(1).await, 404, "Not found.");
+}
+
+/// As services use it: a token for each request through the proxy, and a verified one from elsewhere.
+#[tokio::test]
+async fn a_service_calls_through_a_gate_and_verifies() {
+    let (sandbox, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let gate = sandbox.serve(&format!("[proxy]\nupstream = '{}'\n", echo.address)).ready().await;
+    let seed = |name: &str, seed: &str| sandbox.write(name, seed);
+    let alice =
+        TokenSource::from_file("alice", "shop", seed("alice.seed", harness::ALICE)).unwrap();
+    let mut request = harness::http().get(format!("{}/orders", gate.proxy)).build().unwrap();
+    alice.sign(request.headers_mut());
+    let answer = harness::http().execute(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.text().await.unwrap().contains("alice"));
+
+    let shop = seed("shop.seed", harness::VERIFIER);
+    let shop = TokenSource::from_file("verifier", "ungleich-auth", shop).unwrap();
+    let client = Client::new(&gate.api, shop, &ClientTls::default()).unwrap();
+    let peer = Some([192, 0, 2, 7].into());
+    let verified = client.verify("alice", "shop", &alice.token(), peer).await.unwrap();
+    assert!(!verified.is_counted);
+    let wrong = harness::wrong_token(harness::ALICE);
+    let mut refused = None;
+    // Ten wrong ones from an address, and it has to wait.
+    for _ in 0..11 {
+        let error = client.verify("alice", "shop", &wrong, peer).await.unwrap_err();
+        assert!(refused.is_none() && (error.is_denial() || !error.is_about_caller()));
+        refused = Some(error).filter(|error| !error.is_denial());
+    }
+    let Some(ClientError::Refused { status, retry_after, .. }) = refused else { panic!() };
+    assert_eq!(status, 429);
+    assert!(retry_after.is_some_and(|wait| wait.as_secs() > 0));
+    client.verify("alice", "shop", &alice.token(), Some([192, 0, 2, 8].into())).await.unwrap();
 }

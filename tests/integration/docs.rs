@@ -195,6 +195,21 @@ async fn the_readme_lines_work_when_pasted() {
     assert_eq!(echo.seen(), 1);
 }
 
+/// What README says in Rust is what the compiled examples of the library say.
+#[test]
+fn the_readme_in_rust_is_that_of_the_library() {
+    let readme = read("README.md");
+    let block = readme.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    let library = read("src/client.rs");
+    let lines: Vec<_> = library.lines().map(|l| l.trim_start_matches("//!").trim()).collect();
+    let said: Vec<_> =
+        block.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("//")).collect();
+    assert!(said.len() > 8);
+    for line in said {
+        assert!(lines.contains(&line), "the library does not say `{line}`");
+    }
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     for document in [

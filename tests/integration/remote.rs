@@ -168,7 +168,7 @@ async fn a_deleted_entry_is_out_when_the_step_ends() {
     let sandbox = Sandbox::new();
     let gate = sidecar(&sandbox, &echo, &server.api, STEPS).ready().await;
     // Not in the last moments of a step.
-    eventually("a step begins", || async { (now() % 5 == 0).then_some(()) }).await;
+    eventually("a step begins", || async { now().is_multiple_of(5).then_some(()) }).await;
     let (step, confirmed) = (now() / 5, token_of(ALICE, 5, 0));
     assert_eq!(status(&gate, "alice", "shop", &confirmed).await, 200);
     let body = json!({
