@@ -365,9 +365,10 @@ async fn questions_are_bounded() {
     assert_eq!(status(&gate, "alice", "shop", &right).await, 200);
 }
 
-/// Answers questions about the gate itself with OK, others with what it was told to say.
+/// Answers what it was told to say: about the gate itself OK, unless told otherwise.
 struct Scripted {
     url: String,
+    of_gate: Arc<Mutex<String>>,
     answer: Arc<Mutex<String>>,
     asked: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
@@ -385,18 +386,24 @@ impl Scripted {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (answer, asked) = (Arc::new(Mutex::new(OK.to_owned())), Arc::default());
-        let task = tokio::spawn(Self::serve(listener, answer.clone(), Arc::clone(&asked)));
-        Self { url, answer, asked, task }
+        let [of_gate, answer] = [OK, OK].map(|ok| Arc::new(Mutex::new(ok.to_owned())));
+        let asked = Arc::default();
+        let said = [of_gate.clone(), answer.clone()];
+        let task = tokio::spawn(Self::serve(listener, said, Arc::clone(&asked)));
+        Self { url, of_gate, answer, asked, task }
     }
 
-    async fn serve(listener: TcpListener, answer: Arc<Mutex<String>>, asked: Arc<AtomicUsize>) {
+    async fn serve(
+        listener: TcpListener,
+        [of_gate, answer]: [Arc<Mutex<String>>; 2],
+        asked: Arc<AtomicUsize>,
+    ) {
         while let Ok((stream, _)) = listener.accept().await {
             let mut connection = Connection::over(stream);
             let Some((_, body)) = connection.request().await else { continue };
             let body: Value = serde_json::from_slice(&body).unwrap();
             let said = if body["name"] == "verifier" {
-                OK.to_owned()
+                of_gate.lock().unwrap().clone()
             } else {
                 asked.fetch_add(1, Ordering::SeqCst);
                 answer.lock().unwrap().clone()
@@ -469,6 +476,30 @@ async fn only_a_plain_yes_is_one() {
     }
     assert_eq!(elsewhere.asked.load(Ordering::SeqCst), 0, "no redirect is followed");
     assert_eq!(echo.seen(), 1);
+}
+
+/// To a gate that may not verify, a server says no of everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_no_counts_once_the_server_has_accepted_the_gate() {
+    let (server, echo) = (Scripted::start().await, Echo::start().await);
+    *server.of_gate.lock().unwrap() = "500 Oops\r\n\r\n".to_owned();
+    server.say(
+        "403 Forbidden\r\n\r\n{\"detail\":\"You do not have permission to perform this action.\"}",
+    );
+    let sandbox = Sandbox::new();
+    let gate = sidecar(&sandbox, &echo, &server.url, "");
+    unready(&gate, "has not accepted this gate yet: the server refuses with 500").await;
+    assert_eq!(status(&gate, "alice", "shop", "123456").await, 503);
+    assert!(gate.wait_for_log(|line| line["reason"] == "remote_unchecked").is_some());
+    *server.of_gate.lock().unwrap() = OK.to_owned();
+    let gate = gate.ready().await;
+    assert_eq!(status(&gate, "alice", "shop", "123456").await, 401);
+    // A yes says as much as an answer about the gate.
+    *server.of_gate.lock().unwrap() = "500 Oops\r\n\r\n".to_owned();
+    unready(&gate, "was last heard").await;
+    server.say(OK);
+    assert_eq!(status(&gate, "alice", "shop", "123456").await, 200);
+    assert_eq!(readiness(&gate).await.0, 200);
 }
 
 #[tokio::test]
