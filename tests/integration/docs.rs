@@ -210,6 +210,37 @@ fn the_readme_in_rust_is_that_of_the_library() {
     }
 }
 
+/// What the gate alone needs is optional, so that services which want the client build little.
+#[test]
+fn the_client_needs_nothing_of_the_gate() {
+    const OF_THE_CLIENT: &[&str] = &[
+        "bytes",
+        "data-encoding",
+        "form_urlencoded",
+        "http",
+        "icu_normalizer",
+        "reqwest",
+        "ring",
+        "rustls",
+        "serde",
+        "serde_json",
+        "subtle",
+        "thiserror",
+        "totp-rs",
+        "zeroize",
+    ];
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let dependencies = manifest["dependencies"].as_table().unwrap();
+    let is_optional =
+        |of: &toml::Value| of.get("optional").is_some_and(|o| o.as_bool() == Some(true));
+    let always: Vec<_> =
+        dependencies.iter().filter(|(_, of)| !is_optional(of)).map(|(name, _)| name).collect();
+    assert_eq!(
+        always, OF_THE_CLIENT,
+        "optional, and in the feature `server`, or needed by the client?"
+    );
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     for document in [
