@@ -79,7 +79,29 @@ pub enum BindCause {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: cannot listen on `{}`: {}", self.listener, self.address, self.cause)
+        let Self { listener, address, cause } = self;
+        write!(f, "`{listener}.listen`: cannot listen on `{address}`: {cause}{}", cause.advice())
+    }
+}
+
+impl BindCause {
+    /// What to do about it.
+    fn advice(&self) -> &'static str {
+        use std::io::ErrorKind as Kind;
+        let kind = match self {
+            Self::Socket(error) => error.kind(),
+            Self::InUse => Kind::AddrInUse,
+            Self::NotASocket | Self::NotListening | Self::Tls(_) => return "",
+        };
+        match kind {
+            Kind::AddrInUse => ": stop what listens there, or give another address",
+            Kind::AddrNotAvailable => ": this machine has no such address",
+            Kind::NotFound => ": make its folder first",
+            Kind::PermissionDenied => {
+                ": ports below 1024 need CAP_NET_BIND_SERVICE, sockets a folder that the gate may write"
+            }
+            _ => "",
+        }
     }
 }
 

@@ -41,9 +41,13 @@ pub async fn run(args: HealthcheckArgs) -> Result<ExitCode, Failure> {
     let ops = Flag::given("--ops", "ops.listen", args.ops.as_ref());
     let listen = first_of(args.settings.load_with(ops.into_iter().collect())?.ops.listen)?;
     let path = if args.live { "/livez" } else { "/readyz" };
-    let (status, reason) = ask(&listen, path, args.timeout)
-        .await
-        .map_err(|e| format!("{} does not answer: {e}", listen.address))?;
+    let (status, reason) = ask(&listen, path, args.timeout).await.map_err(|e| {
+        let address = &listen.address;
+        format!(
+            "{address} does not answer: {}; is it the gate's `ops.listen` (`--ops`)?",
+            crate::client::chain(&*e)
+        )
+    })?;
     let healthy = status == 200;
     let text = match (args.json, &reason) {
         (true, _) => json!({ "healthy": healthy, "status": status, "reason": reason }).to_string(),

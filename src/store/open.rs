@@ -21,7 +21,7 @@ use crate::seal::{SealError, Sealer};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A key or certificate file cannot be read or made.
-    #[error("cannot use the file `{}`: {cause}", path.display())]
+    #[error("`[store]`: cannot use the file `{}`: {cause}", path.display())]
     File {
         /// Which one.
         path: PathBuf,

@@ -287,9 +287,7 @@ fn two_gates_cannot_share_an_address_and_say_so() {
         panic!("it serves")
     };
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains(&format!("ops: cannot listen on `{taken}`")),
-        "{}",
-        stderr(&output)
-    );
+    let said = stderr(&output);
+    let expected = format!("`ops.listen`: cannot listen on `{taken}`: Address already in use");
+    assert!(said.contains(&expected) && said.contains("give another address"), "{said}");
 }
