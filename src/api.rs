@@ -2,7 +2,7 @@
 //! other proxies ask whether a request may pass.
 //!
 //! Every request of the REST API goes the same way: `edge` → `negotiate` → `body` → `auth` → method → capability →
-//! `management`, `list` or `verify`. The order is part of the behaviour.
+//! `management`, `list`, `enrol` or `verify`. The order is part of the behaviour.
 
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ mod auth;
 mod authz;
 mod body;
 mod edge;
+mod enrol;
 mod entry;
 mod error;
 mod json;
@@ -82,6 +83,10 @@ pub enum Resource {
     Entry,
     /// A new seed for one entry.
     Rotate,
+    /// What an authenticator app takes over, as a URI.
+    Uri,
+    /// The same as a QR code.
+    Qr,
     /// Verification.
     Verify,
 }
@@ -91,7 +96,7 @@ impl Resource {
     #[must_use]
     pub const fn allow(self) -> &'static str {
         match self {
-            Self::Root => "GET, HEAD, OPTIONS",
+            Self::Root | Self::Uri | Self::Qr => "GET, HEAD, OPTIONS",
             Self::Entries => "GET, POST, HEAD, OPTIONS",
             Self::Entry => "GET, PUT, PATCH, DELETE, HEAD, OPTIONS",
             Self::Rotate | Self::Verify => "POST, OPTIONS",
@@ -100,11 +105,13 @@ impl Resource {
 }
 
 /// Every authenticated path; each but `/` works with and without its last slash.
-pub const ROUTES: [(&str, Resource); 6] = [
+pub const ROUTES: [(&str, Resource); 8] = [
     ("/", Resource::Root),
     ("/ungleichotp/", Resource::Entries),
     ("/ungleichotp/{id}/", Resource::Entry),
     ("/ungleichotp/{id}/rotate/", Resource::Rotate),
+    ("/ungleichotp/{id}/uri/", Resource::Uri),
+    ("/ungleichotp/{id}/qr.svg", Resource::Qr),
     ("/ungleichotp/verify/", Resource::Verify),
     ("/verify", Resource::Verify),
 ];
@@ -173,7 +180,7 @@ impl Api {
         }
         let entries = self.verifier.entries().ok_or(ApiError::NotFound)?;
         note.action = action(resource, &head.method);
-        negotiate::negotiate(head)?;
+        negotiate::negotiate(head, resource)?;
         let max_bytes = self.config.limits.max_body_bytes.unwrap_or(API_MAX_BODY_BYTES);
         let limits = body::Limits {
             bytes: usize::try_from(max_bytes).unwrap_or(usize::MAX),
@@ -194,6 +201,8 @@ impl Api {
             (Resource::Entry, &Method::PATCH) => self.update(&call, true, note).await,
             (Resource::Entry, &Method::DELETE) => self.delete(&call, note).await,
             (Resource::Rotate, &Method::POST) => self.rotate(&call, note).await,
+            (Resource::Uri, &Method::GET | &Method::HEAD) => self.uri(&call, note).await,
+            (Resource::Qr, &Method::GET | &Method::HEAD) => self.qr(&call, note).await,
             (_, method) => Err(ApiError::Method(method.clone(), resource.allow())),
         }
     }
@@ -226,6 +235,7 @@ fn action(resource: Resource, method: &Method) -> &'static str {
         (Resource::Root, _) => "root",
         (Resource::Verify, _) => "verify",
         (Resource::Rotate, _) => "rotate",
+        (Resource::Uri | Resource::Qr, _) => "enrol",
         (Resource::Entries, &Method::POST) => "create",
         (Resource::Entries, _) => "list",
         (Resource::Entry, &Method::PUT | &Method::PATCH) => "update",

@@ -238,6 +238,23 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// But for those whose output is no result: a running gate, a show, a script, manual pages.
+    #[test]
+    fn every_result_is_there_for_machines() {
+        fn walk(command: &clap::Command, without: &mut Vec<String>) {
+            let mut own = command.get_subcommands().filter(|c| c.get_name() != "help").peekable();
+            let flags = |arg: &clap::Arg| arg.get_long() == Some("json");
+            if own.peek().is_none() && !command.get_arguments().any(flags) {
+                without.push(command.get_name().to_owned());
+            }
+            own.for_each(|command| walk(command, without));
+        }
+        let (mut without, mut cli) = (Vec::new(), Cli::command());
+        cli.build();
+        walk(&cli, &mut without);
+        assert_eq!(without, ["serve", "demo", "completions", "man"]);
+    }
+
     #[test]
     fn every_command_and_flag_has_help() {
         fn walk(command: &clap::Command) {

@@ -15,6 +15,7 @@ pub mod explain;
 pub mod export;
 pub mod healthcheck;
 pub mod import;
+mod look;
 pub mod manual;
 mod progress;
 pub mod rekey;

@@ -18,6 +18,7 @@
 //! - [`policy`] says which principals may pass which route.
 //! - [`decision`] asks both about a request.
 //! - [`proxy`] forwards what holds a permit; [`api`] answers management and verify calls.
+//! - [`enrolment`] is what authenticator apps take over: `otpauth://` URIs and QR codes.
 //! - [`credentials`] finds the headers that carry a claim, for both.
 //! - [`net`] owns sockets: one accept loop for every listener, bounded in all directions.
 //! - [`audit`] is the form of the audit trail; [`logging`] says where lines go.
@@ -48,6 +49,7 @@ pub mod credentials;
 pub mod decision;
 #[cfg(feature = "server")]
 pub mod directory;
+pub mod enrolment;
 pub mod entry;
 #[cfg(all(feature = "server", any(test, fuzzing)))]
 pub mod fuzzing;

@@ -5,10 +5,11 @@
 //! h2 log headers, tokens included. Some parts of pingora are silenced wholly: its HTTP app logs requests
 //! that it cannot parse, the others call clients that leave errors, or say again what the gate says.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use anstream::{AutoStream, ColorChoice};
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn, LevelFilter};
 use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
@@ -40,6 +41,11 @@ const SILENT: &[&str] = &[
     "pingora_load_balancing",
 ];
 
+/// Whether standard error is a terminal that shows colours, and is allowed to (`NO_COLOR`).
+fn shows_colours() -> bool {
+    AutoStream::choice(&io::stderr()) != ColorChoice::Never
+}
+
 /// What must live as long as there is something to log; its end waits for the last audit events.
 #[must_use]
 pub struct Logging(Option<Trail>);
@@ -60,7 +66,7 @@ pub fn init(config: &LogConfig) -> io::Result<Logging> {
     let trail = open_trail(&config.audit)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match config.format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Text => lines.with_ansi(shows_colours()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
     };
     let lines = lines.with_filter(filter(config, trail.is_some()));

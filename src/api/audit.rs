@@ -30,7 +30,7 @@ pub(super) fn management(request: &Request) -> Option<&'static str> {
     let path = request.extensions().get::<MatchedPath>()?.as_str().trim_end_matches('/');
     let is_it = |(route, _): &&(&str, Resource)| route.trim_end_matches('/') == path;
     let (_, resource) = ROUTES.iter().find(is_it)?;
-    let manages = matches!(resource, Resource::Entries | Resource::Entry | Resource::Rotate)
+    let manages = !matches!(resource, Resource::Root | Resource::Verify)
         && request.method() != http::Method::OPTIONS;
     manages.then(|| action(*resource, request.method()))
 }

@@ -31,6 +31,9 @@ pub(super) enum ApiError {
     /// Proven, but without the capability; or the token to be verified is not proven.
     #[error("not permitted")]
     Forbidden,
+    /// An admin asks for a seed where they are hidden.
+    #[error("seeds are hidden")]
+    SeedsHidden,
     /// A browser's request from a page of another host.
     #[error("request of a foreign page")]
     ForeignOrigin,
@@ -46,7 +49,7 @@ pub(super) enum ApiError {
     /// gRPC over HTTP/1.1.
     #[error("HTTP/2 needed")]
     Http2Needed,
-    /// The caller takes no JSON.
+    /// The caller takes none of the types that there are.
     #[error("not acceptable")]
     NotAcceptable,
     /// The body is of no known type.
@@ -104,6 +107,14 @@ impl ApiError {
                 S::FORBIDDEN,
                 "forbidden",
                 detail("You do not have permission to perform this action."),
+            ),
+            Self::SeedsHidden => (
+                S::FORBIDDEN,
+                "seeds_hidden",
+                detail(
+                    "Seeds are not shown here (`api.reveal_seeds` is off), only by the answer that \
+                     creates or rotates the entry.",
+                ),
             ),
             Self::ForeignOrigin => {
                 (S::FORBIDDEN, "foreign_origin", detail("Requests of foreign pages are refused."))

@@ -1,34 +1,45 @@
-//! Content negotiation: the API speaks JSON alone.
+//! Content negotiation: the API speaks JSON alone, but for QR codes, which are images.
 
 use http::header::ACCEPT;
-use http::request;
+use http::{Method, request};
 
+use super::Resource;
 use super::error::ApiError;
 
-/// Refuses callers that take no JSON.
+/// The type of what a resource shows; refusals and descriptions are JSON.
+pub(super) const fn media_type(resource: Resource) -> &'static str {
+    if matches!(resource, Resource::Qr) { "image/svg+xml" } else { "application/json" }
+}
+
+/// Refuses callers that do not take what there is.
 ///
 /// # Errors
-/// If `?format=` or `Accept` excludes JSON.
-pub(super) fn negotiate(head: &request::Parts) -> Result<(), ApiError> {
+/// If `?format=` or `Accept` excludes it.
+pub(super) fn negotiate(head: &request::Parts, resource: Resource) -> Result<(), ApiError> {
+    let described = head.method == Method::OPTIONS;
+    let media = media_type(if described { Resource::Root } else { resource });
+    let format = if media == media_type(Resource::Qr) { "svg" } else { "json" };
     let query = head.uri.query().unwrap_or_default();
-    if form_urlencoded::parse(query.as_bytes()).any(|(k, v)| k == "format" && v != "json") {
+    if form_urlencoded::parse(query.as_bytes()).any(|(k, v)| k == "format" && v != format) {
         return Err(ApiError::NotFound);
     }
     let mut given = head.headers.get_all(ACCEPT).iter().peekable();
     if given.peek().is_none() {
         return Ok(());
     }
-    let takes_json = given
+    let is_taken = given
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(takes_json);
-    if takes_json { Ok(()) } else { Err(ApiError::NotAcceptable) }
+        .any(|range| takes(range, media));
+    if is_taken { Ok(()) } else { Err(ApiError::NotAcceptable) }
 }
 
-fn takes_json(range: &str) -> bool {
+/// Whether one range of `Accept` covers a media type.
+fn takes(range: &str, media: &str) -> bool {
     let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let kind = media.split('/').next().unwrap_or_default();
     let matches = parts.next().is_some_and(|range| {
-        matches!(range.as_str(), "*/*" | "application/*" | "application/json")
+        range == "*/*" || range == media || range.strip_suffix("/*") == Some(kind)
     });
     // RFC 9110, section 12.4.2: a weight of 0 means "not acceptable".
     let refused = parts.any(|parameter| {
@@ -44,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_all_there_is() {
+    fn each_resource_has_its_type() {
         for (accept, taken) in [
             ("*/*", true),
             ("application/json", true),
@@ -57,13 +68,25 @@ mod tests {
             ("application/json-patch+json", false),
         ] {
             let request = http::Request::get("/").header(ACCEPT, accept).body(()).unwrap();
-            assert_eq!(negotiate(&request.into_parts().0).is_ok(), taken, "{accept}");
+            let head = request.into_parts().0;
+            assert_eq!(negotiate(&head, Resource::Entry).is_ok(), taken, "{accept}");
+        }
+        for (accept, taken) in
+            [("image/svg+xml", true), ("image/*", true), ("*/*", true), ("application/json", false)]
+        {
+            let mut request = http::Request::get("/").header(ACCEPT, accept).body(()).unwrap();
+            assert_eq!(negotiate(&request.clone().into_parts().0, Resource::Qr).is_ok(), taken);
+            *request.method_mut() = Method::OPTIONS;
+            let described = negotiate(&request.into_parts().0, Resource::Qr).is_ok();
+            assert_eq!(described, matches!(accept, "*/*" | "application/json"), "{accept}");
         }
         let format = |query: &str| {
             let request = http::Request::get(format!("/?{query}")).body(()).unwrap();
-            negotiate(&request.into_parts().0).is_ok()
+            let head = request.into_parts().0;
+            [Resource::Root, Resource::Qr].map(|resource| negotiate(&head, resource).is_ok())
         };
-        assert!(format("format=json&x=1"));
-        assert!(!format("format=api"));
+        assert_eq!(format("format=json&x=1"), [true, false]);
+        assert_eq!(format("format=svg"), [false, true]);
+        assert_eq!(format("format=api"), [false, false]);
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Resource;
 use super::error::json_response;
+use super::negotiate::media_type;
 use crate::entry::{MAX_CHARS, MAX_OVERLAP_SECONDS};
 
 /// Describes a resource as Django REST framework does.
@@ -31,6 +32,8 @@ pub(super) fn describe(resource: Resource) -> Response {
                 },
             }})),
         ),
+        Resource::Uri => ("Uri", None),
+        Resource::Qr => ("Qr", None),
         Resource::Verify => (
             "Verify",
             Some(json!({ "POST": {
@@ -41,7 +44,7 @@ pub(super) fn describe(resource: Resource) -> Response {
     let mut body = json!({
         "name": name,
         "description": "",
-        "renders": ["application/json"],
+        "renders": [media_type(resource)],
         "parses": [
             "application/json", "application/x-www-form-urlencoded", "multipart/form-data",
         ],

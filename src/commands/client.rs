@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::ValueEnum as _;
 use serde_json::{Map, json};
 
+use super::look::{Look, has_colours};
 use crate::client::{self, Client, ClientError, ClientTls, Credentials, Filter, TokenSource};
 use crate::clock::{Clock, SystemClock};
 use crate::entry::{Name, Realm, Seed};
@@ -17,6 +18,7 @@ use crate::otp::{Generator, TokenParams};
 use crate::secret::Secret;
 
 mod args;
+mod qr;
 mod show;
 
 pub use args::ClientArgs;
@@ -30,7 +32,7 @@ pub enum CommandError {
     #[error("{0}")]
     Usage(String),
     /// The call.
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = advice(.0))]
     Call(#[from] ClientError),
     /// No such entry.
     #[error("there is no entry of that name in that realm")]
@@ -38,6 +40,21 @@ pub enum CommandError {
     /// The result cannot be printed.
     #[error("{0}")]
     Output(String),
+}
+
+/// What to look at.
+fn advice(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Unreachable(_) => {
+            "; is it running, and is its `api.listen` at `--server-url`?"
+        }
+        ClientError::Refused { status, detail }
+            if *status == 403 && detail.starts_with("Incorrect") =>
+        {
+            " Look at `--auth-name`, `--auth-realm`, the seed, and this machine's clock."
+        }
+        _ => "",
+    }
 }
 
 impl CommandError {
@@ -61,23 +78,26 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let json = args.server.json;
     warn_of_arguments(&args);
+    let look = Look::of_stdout();
     let client = connect(args.server, &environment, clock.clone())?;
     let text = match args.command {
-        ClientCommand::Create { name, realm, fields } => {
+        ClientCommand::Create { name, realm, fields, qr } => {
+            qr::check_terminal(qr)?;
             let mut fields = fields.into_json();
             fields.insert("name".into(), json!(name));
             fields.insert("realm".into(), json!(realm));
-            one(&client.create(fields).await?, json)
+            let made = client.create(fields).await?;
+            one(&made, json, look) + &qr::below(&made, qr)
         }
         ClientCommand::List { name, realm, seeds } => {
             let name = name.map(|name| parse_name(&name)).transpose()?;
             let realm = realm.map(|realm| parse_realm(&realm)).transpose()?;
-            list(&client, &Filter { name, realm }, if json { None } else { Some(seeds) }).await?;
+            list(&client, &Filter { name, realm }, (!json).then_some((seeds, look))).await?;
             return Ok(ExitCode::SUCCESS);
         }
         ClientCommand::Show { which } => {
             let id = find(&client, which).await?;
-            one(&client.show(id).await?, json)
+            one(&client.show(id).await?, json, look)
         }
         ClientCommand::Update { which, new_name, new_realm, fields } => {
             let mut fields = fields.into_json();
@@ -87,15 +107,35 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
                 return Err(CommandError::Usage("nothing to change is given".into()));
             }
             let id = find(&client, which).await?;
-            one(&client.update(id, fields).await?, json)
+            one(&client.update(id, fields).await?, json, look)
         }
-        ClientCommand::Rotate { which, overlap, keep } => {
+        ClientCommand::Rotate { which, overlap, keep, qr } => {
+            qr::check_terminal(qr)?;
             let mut fields = Map::new();
             fields.extend(overlap.map(|time| ("overlap".to_owned(), json!(time.as_secs()))));
             let keep = keep.and_then(|keep| Some(keep.to_possible_value()?.get_name().to_owned()));
             fields.extend(keep.map(|keep| ("keep".to_owned(), json!(keep))));
             let id = find(&client, which).await?;
-            one(&client.rotate(id, fields).await?, json)
+            let rotated = client.rotate(id, fields).await?;
+            one(&rotated, json, look) + &qr::below(&rotated, qr)
+        }
+        ClientCommand::Uri { which } => {
+            let id = find(&client, which).await?;
+            let uri = qr::uri(&client.show(id).await?)?;
+            if json { to_json(&json!({ "uri": *uri })) } else { format!("{}\n", *uri) }
+        }
+        ClientCommand::Qr { which, svg } => {
+            qr::check_terminal(svg.is_none())?;
+            let id = find(&client, which).await?;
+            let code = qr::code(&client.show(id).await?)?;
+            match svg {
+                None => code.blocks(has_colours()).to_string(),
+                Some(path) => {
+                    qr::write(&code, &path)?;
+                    let shown = path.display().to_string();
+                    if json { to_json(&json!({ "svg": shown })) } else { format!("{shown}\n") }
+                }
+            }
         }
         ClientCommand::Delete { which } => {
             let id = find(&client, which).await?;
@@ -119,11 +159,15 @@ pub async fn run(args: ClientArgs) -> Result<ExitCode, CommandError> {
 }
 
 /// Prints entries while they arrive: as a table, with seeds or without, or as JSON.
-async fn list(client: &Client, filter: &Filter, table: Option<bool>) -> Result<(), CommandError> {
+async fn list(
+    client: &Client,
+    filter: &Filter,
+    table: Option<(bool, Look)>,
+) -> Result<(), CommandError> {
     let failed = |e| CommandError::Output(format!("cannot write the result: {e}"));
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut lines = match table {
-        Some(seeds) => Lines::table(seeds),
+        Some((seeds, look)) => Lines::table(seeds, look),
         None => Lines::json(),
     };
     client.each(filter, |entry| lines.add(entry, &mut out).map_err(failed)).await?;

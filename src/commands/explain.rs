@@ -6,6 +6,7 @@ use clap::Args;
 use http::{Method, Uri};
 use serde_json::{Value, json};
 
+use super::look::Look;
 use crate::cli::{Failure, Settings, Usage};
 use crate::config::Config;
 use crate::entry::Principal;
@@ -54,7 +55,11 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     let config = args.settings.load()?;
     let uri: Uri = args.url.parse().map_err(|e| Usage(format!("the URL: {e}")))?;
     let explained = explain(&config, args.method.as_str(), &uri, args.who.as_ref())?;
-    super::print(&if args.json { json_of(&explained) } else { text_of(&explained) })?;
+    super::print(&if args.json {
+        json_of(&explained)
+    } else {
+        text_of(&explained, Look::of_stdout())
+    })?;
     let passes = explained.status.is_none() || explained.reports;
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -151,9 +156,9 @@ fn json_of(explained: &Explained) -> String {
         .to_string()
 }
 
-fn text_of(explained: &Explained) -> String {
+fn text_of(explained: &Explained, look: Look) -> String {
     let Explained { status, reason, route, path, .. } = explained;
-    let mut text = match (outcome(explained), status) {
+    let what = match (outcome(explained), status) {
         ("reported", Some(status)) => {
             format!(
                 "forwarded without identity, and reported: `enforce` would refuse it with {status}"
@@ -162,13 +167,19 @@ fn text_of(explained: &Explained) -> String {
         (outcome, None) => outcome.to_owned(),
         (outcome, Some(status)) => format!("{outcome} with {status}"),
     };
-    text.push_str(&format!("\nwhy    {reason}"));
+    let verdict = if status.is_none() { look.good } else { look.bad };
+    let mut text = format!("{verdict}{what}{verdict:#}");
+    let heading = look.heading;
+    let mut line = |name, value: &str| {
+        text.push_str(&format!("\n{heading}{name:<7}{heading:#}{value}"));
+    };
+    line("why", reason);
     match route {
-        Some(number) => text.push_str(&format!("\nroute  route[{number}], counted from 0")),
-        None => text.push_str("\nroute  none of the configuration's"),
+        Some(number) => line("route", &format!("route[{number}], counted from 0")),
+        None => line("route", "none of the configuration's"),
     }
     if let Some(path) = path {
-        text.push_str(&format!("\npath   {}", crate::client::printable(path)));
+        line("path", &crate::client::printable(path));
     }
     text
 }

@@ -10,6 +10,7 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::look::Look;
 use super::progress::Progress;
 use crate::cli::{Failure, Settings, Usage};
 use crate::client::printable;
@@ -100,7 +101,7 @@ pub async fn run(args: VerifyArgs) -> Result<ExitCode, Failure> {
     super::print(&if args.json {
         json_of(&verified, &gates, &verdicts, sound && equal)
     } else {
-        text_of(&verified, &gates, &verdicts)
+        text_of(&verified, &gates, &verdicts, Look::of_stdout())
     })?;
     Ok(if sound && equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -268,10 +269,15 @@ fn json_of(verified: &Verified, gates: &[Gate], verdicts: &[Verdict], ok: bool) 
     .to_string()
 }
 
-fn text_of(verified: &Verified, gates: &[Gate], verdicts: &[Verdict]) -> String {
+fn text_of(verified: &Verified, gates: &[Gate], verdicts: &[Verdict], look: Look) -> String {
+    let Look { good, bad, .. } = look;
     let Verified { position, entries, problems, left_out, .. } = verified;
     let count = problems.count;
-    let mut text = format!("{entries} entries at version {}, {count} problems", position.version);
+    let found = if count == 0 { good } else { bad };
+    let mut text = format!(
+        "{entries} entries at version {}, {found}{count} problems{found:#}",
+        position.version
+    );
     for problem in &problems.named {
         text.push_str(&format!("\n  {}", printable(problem)));
     }
@@ -284,8 +290,13 @@ fn text_of(verified: &Verified, gates: &[Gate], verdicts: &[Verdict]) -> String 
     }
     for (gate, verdict) in gates.iter().zip(verdicts) {
         text.push_str(&match verdict {
-            Verdict::Equal(held) => format!("\n{}: equal, {held} entries", gate.address),
-            other => format!("\n{}: {}", gate.address, printable(&other.differences().join("; "))),
+            Verdict::Equal(held) => {
+                format!("\n{}: {good}equal{good:#}, {held} entries", gate.address)
+            }
+            other => {
+                let differences = printable(&other.differences().join("; "));
+                format!("\n{}: {bad}{differences}{bad:#}", gate.address)
+            }
         });
     }
     text

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 ///
 /// The file appears under its name only when it is complete, so a process that starts at the same
 /// moment never reads half of it. A crash may leave a file with a random suffix beside it.
-pub(super) fn create(path: &Path, contents: &[u8]) -> io::Result<bool> {
+pub(crate) fn create(path: &Path, contents: &[u8]) -> io::Result<bool> {
     let mut suffix = [0; 8];
     crate::secret::fill_random(&mut suffix);
     let mut name = path.as_os_str().to_owned();

@@ -41,9 +41,10 @@ async fn answers_are_as_the_schema_says() {
     // Requests that were all refused would show nothing.
     let metrics =
         http().get(format!("{}/metrics", gate.ops)).send().await.unwrap().text().await.unwrap();
-    for action in
-        ["root", "list", "create", "show", "update", "rotate", "delete", "verify", "options"]
-    {
+    for action in [
+        "root", "list", "create", "show", "update", "rotate", "enrol", "delete", "verify",
+        "options",
+    ] {
         let done =
             format!("otpgate_requests_total{{listener=\"api\",outcome=\"ok\",route=\"{action}\"}}");
         assert!(metrics.contains(&done), "no `{action}` was done: {metrics}");

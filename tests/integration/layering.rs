@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["entry"],
     &["seal", "otp", "audit"],
     &["client"],
-    &["store"],
+    &["store", "enrolment"],
     &["policy"],
     &["metrics"],
     &["directory"],

@@ -28,6 +28,7 @@ mod directory_follow;
 mod directory_hold;
 mod dns;
 mod docs;
+mod enrolment;
 mod gate;
 mod guessing;
 mod hardening;

@@ -67,6 +67,9 @@ pub(super) enum ClientCommand {
         realm: String,
         #[command(flatten)]
         fields: FieldArgs,
+        /// Show its QR code too, for an authenticator app; on a terminal
+        #[arg(long, conflicts_with = "json")]
+        qr: bool,
     },
     /// List entries in order of creation
     List {
@@ -109,6 +112,22 @@ pub(super) enum ClientCommand {
         /// Which seed is accepted beside the new one, where an earlier rotation still overlaps
         #[arg(long)]
         keep: Option<Keep>,
+        /// Show the QR code of the new seed too; on a terminal
+        #[arg(long, conflicts_with = "json")]
+        qr: bool,
+    },
+    /// Print the otpauth:// URI of an entry, which authenticator apps take over; it holds the seed
+    Uri {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show the QR code of that URI on a terminal, or write it into a file
+    Qr {
+        #[command(flatten)]
+        which: Which,
+        /// A new file for it, which only you can read
+        #[arg(long, value_name = "FILE", required_if_eq("json", "true"))]
+        svg: Option<PathBuf>,
     },
     /// Delete an entry
     Delete {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use crate::client::{ShownEntry, printable};
+use crate::commands::look::Look;
 
 /// Lines of a table that are written at once.
 const PAGE: usize = 500;
@@ -14,7 +15,7 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> String {
 }
 
 /// An entry, a line a field.
-pub(super) fn one(entry: &ShownEntry, json: bool) -> String {
+pub(super) fn one(entry: &ShownEntry, json: bool, look: Look) -> String {
     if json {
         return to_json(entry);
     }
@@ -30,7 +31,11 @@ pub(super) fn one(entry: &ShownEntry, json: bool) -> String {
         (field.as_str(), Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     });
     let rows = known.into_iter().chain(more).filter_map(|(field, value)| Some((field, value?)));
-    rows.map(|(field, value)| format!("{:<20}{}\n", printable(field), printable(&value))).collect()
+    let heading = look.heading;
+    rows.map(|(field, value)| {
+        format!("{heading}{:<20}{heading:#}{}\n", printable(field), printable(&value))
+    })
+    .collect()
 }
 
 /// Prints entries one after the other.
@@ -42,8 +47,8 @@ pub(super) enum Lines {
 }
 
 impl Lines {
-    pub(super) fn table(seeds: bool) -> Self {
-        Self::Table(Table { seeds, widths: None, page: Vec::new() })
+    pub(super) fn table(seeds: bool, look: Look) -> Self {
+        Self::Table(Table { seeds, look, widths: None, page: Vec::new() })
     }
 
     pub(super) fn json() -> Self {
@@ -72,6 +77,7 @@ impl Lines {
 /// Entries in columns, which are as wide as the first page needs.
 pub(super) struct Table {
     seeds: bool,
+    look: Look,
     /// Known once the first page is written.
     widths: Option<[usize; 4]>,
     /// Not written yet.
@@ -86,7 +92,8 @@ impl Table {
 
     fn flush(&mut self, out: &mut impl Write) -> io::Result<()> {
         let mut rows: Vec<_> = self.page.iter().map(cells).collect();
-        if self.widths.is_none() {
+        let begins = self.widths.is_none();
+        if begins {
             rows.insert(0, ["ID", "REALM", "NAME", "SEED"].map(str::to_owned));
         }
         let width = |column: usize| {
@@ -94,13 +101,17 @@ impl Table {
         };
         let widths = *self.widths.get_or_insert_with(|| [0, 1, 2, 3].map(width));
         let columns = if self.seeds { 4 } else { 3 };
-        for row in &rows {
+        let Look { heading, bad, .. } = self.look;
+        for (number, row) in rows.iter().enumerate() {
             let cells = row.iter().zip(widths).take(columns);
             let line: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-            writeln!(out, "{}", line.trim_end())?;
+            match line.trim_end() {
+                head if begins && number == 0 => writeln!(out, "{heading}{head}{heading:#}")?,
+                line => writeln!(out, "{line}")?,
+            }
         }
         for fault in self.page.drain(..).filter_map(|entry| fault(&entry)) {
-            write!(out, "{fault}")?;
+            writeln!(out, "{bad}{fault}{bad:#}")?;
         }
         Ok(())
     }
@@ -118,7 +129,7 @@ fn cells(entry: &ShownEntry) -> [String; 4] {
 /// What the server says is wrong with an entry.
 fn fault(entry: &ShownEntry) -> Option<String> {
     let error = entry.more.get("error")?.as_str()?;
-    Some(format!("{}: {}\n", entry.id?, printable(error)))
+    Some(format!("{}: {}", entry.id?, printable(error)))
 }
 
 #[cfg(test)]
@@ -143,7 +154,7 @@ mod tests {
             serde_json::from_value::<ShownEntry>(json).unwrap()
         };
         let entries: Vec<_> = (1..=2 * PAGE + 1).map(entry).collect();
-        let table = printed(Lines::table(false), &entries);
+        let table = printed(Lines::table(false, Look::default()), &entries);
         assert_eq!(table.lines().count(), 1 + entries.len());
         assert_eq!(table.lines().next(), Some("ID   REALM  NAME"));
         assert_eq!(table.lines().last(), Some("1001  r      n1001"));
@@ -158,7 +169,8 @@ mod tests {
     #[test]
     fn entries_are_printed_in_columns() {
         let entry = |json: Value| serde_json::from_value::<ShownEntry>(json).unwrap();
-        let table = |entries: &[ShownEntry], seeds| printed(Lines::table(seeds), entries);
+        let table =
+            |entries: &[ShownEntry], seeds| printed(Lines::table(seeds, Look::default()), entries);
         let entries = [
             entry(json!({"id": 1, "name": "ü", "realm": "users", "seed": "AAAA"})),
             entry(json!({"name": "\u{1b}[2J", "realm": "r"})),
@@ -174,7 +186,7 @@ mod tests {
         let full =
             entry(json!({"id": 1, "name": "a", "realm": "b", "digits": 6, "expires_at": null}));
         assert_eq!(
-            one(&full, false),
+            one(&full, false, Look::default()),
             "id                  1\nname                a\nrealm               b\ndigits              6\n"
         );
     }
