@@ -56,6 +56,7 @@ mod redis_server;
 mod remote;
 mod rotation;
 mod serve;
+mod stacks;
 mod store_contract;
 mod store_export;
 mod store_histories;

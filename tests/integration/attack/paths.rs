@@ -6,7 +6,7 @@ use super::rig::{Rig, passes, refused, summary};
 use crate::harness::{Sandbox, run, stderr};
 
 /// Ways to spell `/admin` for one reader or another, and to get there by a detour.
-const DETOURS: &[&str] = &[
+pub(crate) const DETOURS: &[&str] = &[
     "/admin",
     "/admin/",
     "/admin/x",
@@ -134,7 +134,7 @@ const DETOURS: &[&str] = &[
 ];
 
 /// How somebody behind the gate may read a path further.
-fn readings(path: &str) -> Vec<String> {
+pub(crate) fn readings(path: &str) -> Vec<String> {
     let mut readings = vec![path.to_owned()];
     for _ in 0..4 {
         let last = readings.last().unwrap().clone();
@@ -193,7 +193,7 @@ async fn no_path_leads_to_another_route_than_the_upstream_sees() {
 }
 
 /// No reading of a path is one of `/admin`.
-fn assert_not_admin(received: &str) {
+pub(crate) fn assert_not_admin(received: &str) {
     for reading in readings(received) {
         assert!(reading != "admin" && !reading.starts_with("admin/"), "{received}");
     }

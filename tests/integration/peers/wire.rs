@@ -135,15 +135,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The next request's head and body, for servers.
     pub(crate) async fn request(&mut self) -> Option<(String, Vec<u8>)> {
         let head = self.head().await?;
-        let framed = header(&head, "content-length").is_some()
-            || header(&head, "transfer-encoding").is_some();
-        let body = if framed { read_body(self, &head).await? } else { Vec::new() };
+        let body = self.body_of(&head).await?;
         Some((head, body))
     }
 
     /// The next request's head alone, for servers that read the body themselves.
     pub(crate) async fn request_head(&mut self) -> Option<String> {
         self.head().await
+    }
+
+    /// The body behind a head that was read; nothing if the head announces none.
+    pub(crate) async fn body_of(&mut self, head: &str) -> Option<Vec<u8>> {
+        let framed =
+            header(head, "content-length").is_some() || header(head, "transfer-encoding").is_some();
+        if framed { read_body(self, head).await } else { Some(Vec::new()) }
     }
 
     /// What was read beyond the last head, and the stream.

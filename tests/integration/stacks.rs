@@ -1,0 +1,466 @@
+//! nginx, Caddy and HAProxy in front of a service, configured by the very files that `deploy/` ships, ask the gate about
+//! every request. What holds behind the gate's own proxy holds behind them.
+
+mod front;
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use ring::digest::{SHA256, digest};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use crate::attack::paths::{DETOURS, assert_not_admin, readings};
+use crate::attack::recorder::{Recorder, Seen};
+use crate::attack::rig::summary;
+use crate::harness::{ALICE, shows_token, token, wrong_token};
+use crate::peers::bounded;
+use crate::peers::wire::{Answer, Connection, ask};
+use front::{Front, Make, Stack, alice, bob, gate, proof};
+
+/// Each scenario with each proxy.
+macro_rules! with_each {
+    ($($scenario:ident),* $(,)?) => {
+        with_each!(nginx Nginx $($scenario)*);
+        with_each!(caddy Caddy $($scenario)*);
+        with_each!(haproxy HaProxy $($scenario)*);
+    };
+    ($module:ident $make:ident $($scenario:ident)*) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $scenario() {
+                super::$scenario(super::Make::$make).await;
+            })*
+        }
+    };
+}
+
+with_each!(
+    who_is_proven_passes_with_identity_alone,
+    nothing_of_a_clients_own_reaches_the_service,
+    paths_are_decided_on_as_they_are_forwarded,
+    what_is_told_of_a_request_is_the_proxys_own,
+    websockets_pass_and_no_other_upgrade,
+    large_uploads_stream_through,
+    without_the_gates_word_nothing_passes,
+    who_guesses_is_told_to_wait,
+);
+
+fn get(path: &str, lines: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\n{lines}\r\n")
+}
+
+/// A service that writes down all that it gets, behind a proxy.
+struct Recorded {
+    stack: Stack,
+    service: Recorder,
+}
+
+impl Recorded {
+    async fn start(make: Make) -> Self {
+        let service = Recorder::start().await;
+        Self { stack: Stack::start(make, service.address).await, service }
+    }
+
+    /// The answer to a request, and what the service saw of it.
+    async fn ask(&self, request: &str) -> (Answer, Vec<Seen>) {
+        let answer = ask(self.stack.front.address, request).await;
+        let (seen, bytes) = self.service.take().await;
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(
+            !shows_token(&text, &token(ALICE)) && !text.contains("evil"),
+            "{request:?}: {text}"
+        );
+        (answer, seen)
+    }
+
+    /// Its status and what the service saw, as `alice GET /x`.
+    async fn brief(&self, request: &str) -> (u16, Vec<String>) {
+        let (answer, seen) = self.ask(request).await;
+        (answer.status, seen.iter().map(summary).collect())
+    }
+}
+
+async fn who_is_proven_passes_with_identity_alone(make: Make) {
+    let rig = Recorded::start(make).await;
+    let nothing = Vec::<String>::new;
+    for (request, status, seen) in [
+        (get("/x?y=%2e", &alice()), 200, vec!["alice GET /x?y=%2e".to_owned()]),
+        (get("/admin/x", &bob()), 200, vec!["bob GET /admin/x".into()]),
+        (get("/public", ""), 200, vec!["nobody GET /public".into()]),
+        // As the gate's own proxy: nobody is asked there, so nobody is named.
+        (get("/public", &alice()), 200, vec!["nobody GET /public".into()]),
+        (get("/admin/x", &alice()), 403, nothing()),
+        (get("/x", ""), 401, nothing()),
+        (get("/x", &proof("alice", "shop", &wrong_token(ALICE))), 401, nothing()),
+        (get("/x", &proof("evil", "shop", &token(ALICE))), 401, nothing()),
+        // The proof counts for its request alone.
+        (get("/x", ""), 401, nothing()),
+    ] {
+        assert_eq!(rig.brief(&request).await, (status, seen), "{request}");
+    }
+    let post = format!(
+        "POST /x HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\n{}\r\nabc",
+        alice()
+    );
+    assert_eq!(rig.brief(&post).await, (200, vec!["alice POST /x".to_owned()]));
+    let (refused, _) = rig.ask(&get("/x", "")).await;
+    assert_eq!(refused.header("www-authenticate"), Some("OTP realm=\"otpgate\""));
+    // Where it comes from and for whom it is, in the proxy's words.
+    let (_, seen) = rig.ask(&get("/x", &alice())).await;
+    let told =
+        ["host", "x-forwarded-for", "x-forwarded-host"].map(|name| seen[0].values(name).join(","));
+    assert_eq!(told, ["shop.example", "127.0.0.1", "shop.example"]);
+}
+
+/// `evil` reaches nobody, whatever comes of the request.
+async fn nothing_of_a_clients_own_reaches_the_service(make: Make) {
+    let rig = Recorded::start(make).await;
+    let mut passed = 0;
+    for lines in [
+        "X-Auth-Name: evil\r\nX-Auth-Realm: evil\r\n",
+        "x-auth-name: evil\r\nX-AUTH-REALM: evil\r\nX-Auth-Token: evil\r\n",
+        "X_Auth_Name: evil\r\n",
+        "X-Auth_Name: evil\r\n",
+        "X.Auth.Realm: evil\r\n",
+        "X_AUTH_TOKEN: evil\r\n",
+        "X-Auth-Name: evil\r\nConnection: X-Auth-Name\r\n",
+        "Connection: close, x-auth-name, x-auth-realm\r\n",
+        "Connection: X-Forwarded-Uri, X-Original-URI, X-Forwarded-Host, X-Forwarded-Method\r\n",
+        "X-Forwarded-Uri: /evil\r\nX-Forwarded-Method: EVIL\r\nX-Forwarded-Host: evil\r\n",
+        "X_Forwarded_Uri: /evil\r\nX_Forwarded_For: evil\r\nX_Original_URI: /evil\r\n",
+        "X-Original-URI: /evil\r\nX-Original-URL: http://evil/\r\nX-Original-Method: EVIL\r\n",
+        "X-Rewrite-URL: /evil\r\nX-HTTP-Method-Override: evil\r\n",
+        "Forwarded: for=evil;host=evil\r\nX-Real-IP: evil\r\nX-Forwarded-For: evil\r\n",
+        "X-Otpgate-Status: evil\r\nX-Envoy-Auth-Headers-To-Remove: host, evil\r\n",
+    ] {
+        for (path, proof, expected) in
+            [("/public", "", "nobody GET /public"), ("/x", &alice(), "alice GET /x")]
+        {
+            // What no setting speaks of may pass as it is.
+            let lines = lines.replace("X-Otpgate-Status: evil", "X-Otpgate-Status: 200");
+            let lines = lines.replace("host, evil", "host");
+            let request = get(path, &format!("{proof}{lines}"));
+            let (answer, seen) = rig.ask(&request).await;
+            let seen: Vec<_> = seen.iter().map(summary).collect();
+            match answer.status {
+                200 => assert_eq!(seen, [expected], "{request}"),
+                400 | 401 | 403 => assert_eq!(seen, [""; 0], "{request}"),
+                other => panic!("{other}: {request}"),
+            }
+            passed += usize::from(answer.status == 200);
+        }
+    }
+    assert!(passed > 10, "only {passed} passed: this shows nothing");
+    // A second credential is none.
+    let twice = format!("{}X-Auth-Name: bob\r\n", alice());
+    let (answer, seen) = rig.ask(&get("/x", &twice)).await;
+    assert!([400, 401, 403].contains(&answer.status) && seen.is_empty(), "{}", answer.head);
+}
+
+/// Whatever way a path is spelled and read, it does not lead where it was not decided to lead.
+async fn paths_are_decided_on_as_they_are_forwarded(make: Make) {
+    let rig = Recorded::start(make).await;
+    let mut passed = 0;
+    let absolute =
+        ["http://shop.example/admin", "http://shop.example/public", "http://shop.example//admin"];
+    for path in DETOURS.iter().chain(&absolute) {
+        for proof in [String::new(), alice()] {
+            let host = "Host: shop.example\r\nConnection: close\r\n";
+            let request = format!("GET {path} HTTP/1.1\r\n{host}{proof}\r\n");
+            let Some(answer) = Connection::to(rig.stack.front.address).await.ask(&request).await
+            else {
+                panic!("no answer: {path:?}")
+            };
+            let (seen, _) = rig.service.take().await;
+            assert!(
+                [200, 400, 401, 403, 404].contains(&answer.status),
+                "{path:?}: {}",
+                answer.head
+            );
+            assert_eq!(seen.len(), usize::from(answer.status == 200), "{path:?}: {seen:?}");
+            for seen in seen {
+                passed += 1;
+                let received = seen.line().strip_prefix("GET ").unwrap().split('?').next().unwrap();
+                assert!(received.starts_with('/'), "{path:?}: {received}");
+                assert_not_admin(received);
+                if proof.is_empty() {
+                    let is_public = |path: &String| path == "public" || path.starts_with("public/");
+                    assert!(readings(received).iter().all(is_public), "{path:?}: {received}");
+                }
+                assert_eq!(seen.values("host"), ["shop.example"], "{path:?}");
+            }
+        }
+    }
+    assert!(passed > 8, "only {passed} passed: this shows nothing");
+}
+
+/// Method and host are those that the service sees.
+async fn what_is_told_of_a_request_is_the_proxys_own(make: Make) {
+    let rig = Recorded::start(make).await;
+    for (request, statuses) in [
+        (
+            format!("get /public HTTP/1.1\r\nHost: shop.example\r\n{}\r\n", ""),
+            &[400, 403, 405, 501][..],
+        ),
+        ("TRACE /public HTTP/1.1\r\nHost: shop.example\r\n\r\n".to_owned(), &[400, 403, 405]),
+        ("G_T /public HTTP/1.1\r\nHost: shop.example\r\n\r\n".to_owned(), &[400, 403, 405]),
+        (
+            "GET /public HTTP/1.1\r\nHost: shop.example\r\nHost: evil\r\n\r\n".to_owned(),
+            &[400, 403],
+        ),
+        ("GET /public HTTP/1.1\r\nHost: shop.example, evil\r\n\r\n".to_owned(), &[400, 403]),
+        ("GET /public HTTP/1.1\r\nHost: evil@shop.example\r\n\r\n".to_owned(), &[400, 403]),
+        ("GET /public HTTP/1.1\r\n\r\n".to_owned(), &[400, 403]),
+        ("GET /public HTTP/1.0\r\n\r\n".to_owned(), &[400, 403, 404]),
+        // Caddy says 200 to that by itself.
+        ("OPTIONS * HTTP/1.1\r\nHost: shop.example\r\n\r\n".to_owned(), &[200, 400, 403, 405]),
+    ] {
+        let (answer, seen) = rig.ask(&request).await;
+        assert!(statuses.contains(&answer.status), "{request:?}: {}", answer.head);
+        assert!(seen.is_empty(), "{request:?}: {seen:?}");
+    }
+    // Two hosts in one request: it may pass as one of the host that alice may go to, not of the other.
+    for (target, host) in
+        [("http://shop.example", "lab.example"), ("http://lab.example", "shop.example")]
+    {
+        let request = format!("GET {target}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", alice());
+        let (answer, seen) = rig.ask(&request).await;
+        assert_eq!(seen.len(), usize::from(answer.status == 200), "{request}: {seen:?}");
+        assert!(seen.iter().all(|seen| seen.values("host") == ["shop.example"]), "{seen:?}");
+    }
+    assert_eq!(rig.brief(&get("/x", &alice()).replace("shop.", "lab.")).await.0, 403);
+    // The body belongs to its request, and what follows is another one.
+    let inner = "GET /admin HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+    let next = get("/admin", "Connection: close\r\n");
+    let length = inner.len();
+    let post = "POST /public HTTP/1.1\r\nHost: shop.example\r\n";
+    let smuggled = format!("{post}Content-Length: {length}\r\n\r\n{inner}{next}");
+    let mut client = Connection::to(rig.stack.front.address).await;
+    client.send(smuggled).await;
+    let statuses = [client.answer().await.unwrap().status, client.answer().await.unwrap().status];
+    assert_eq!(statuses, [200, 401]);
+    let (seen, _) = rig.service.take().await;
+    assert_eq!(seen.iter().map(summary).collect::<Vec<_>>(), ["nobody POST /public"]);
+}
+
+/// A server that switches to whatever it is asked for, and sends back what it gets: WebSocket as WebSocket.
+async fn eager() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(switch(stream));
+        }
+    });
+    address
+}
+
+async fn switch(stream: TcpStream) {
+    let mut connection = Connection::over(stream);
+    while let Some((head, _)) = connection.request().await {
+        let header = |name| crate::peers::wire::header(&head, name);
+        let Some(protocol) = header("upgrade") else {
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nno\n").await;
+            continue;
+        };
+        let key = header("sec-websocket-key").unwrap_or_default();
+        let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        let switched = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        connection.send(switched).await;
+        let (_, stream) = connection.into_parts();
+        let role = tungstenite::protocol::Role::Server;
+        let mut socket =
+            tokio_tungstenite::WebSocketStream::from_raw_socket(stream, role, None).await;
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_close() || socket.send(message).await.is_err() {
+                break;
+            }
+        }
+        return;
+    }
+}
+
+async fn websockets_pass_and_no_other_upgrade(make: Make) {
+    let stack = Stack::start(make, eager().await).await;
+    let at = stack.front.address;
+    let request = |proof: bool| {
+        let url = format!("ws://{at}/socket");
+        let mut request = tungstenite::client::IntoClientRequest::into_client_request(url).unwrap();
+        for (name, value) in [("name", "alice"), ("realm", "shop"), ("token", &token(ALICE))] {
+            let name = http::HeaderName::try_from(format!("x-auth-{name}")).unwrap();
+            if proof {
+                request.headers_mut().insert(name, value.parse().unwrap());
+            }
+        }
+        request
+    };
+    let stream = TcpStream::connect(at).await.unwrap();
+    let refused = tokio_tungstenite::client_async(request(false), stream).await;
+    assert!(matches!(refused, Err(tungstenite::Error::Http(answer)) if answer.status() == 401));
+    let stream = TcpStream::connect(at).await.unwrap();
+    let upgrade = tokio_tungstenite::client_async(request(true), stream);
+    let (mut socket, _) = bounded("the upgrade", upgrade).await.unwrap();
+    for message in [Message::text("one"), Message::binary(vec![7; 1 << 20])] {
+        socket.send(message.clone()).await.unwrap();
+        assert_eq!(bounded("echo", socket.next()).await.unwrap().unwrap(), message);
+    }
+    // Behind another protocol, requests would pass that nobody decided on.
+    for lines in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
+    ] {
+        let answer = ask(at, get("/x", &format!("{}{lines}", alice()))).await;
+        let switched = answer.status == 101 && answer.header("upgrade") == Some("websocket");
+        assert!(switched || [200, 400].contains(&answer.status), "{lines}: {}", answer.head);
+    }
+}
+
+/// A server that answers a request with the digest of its body, and tells of each head when it has come.
+async fn digester() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (told, heads) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let told = told.clone();
+            tokio::spawn(async move {
+                let mut connection = Connection::over(stream);
+                while let Some(head) = connection.request_head().await {
+                    let _ = told.send(head.clone());
+                    let Some(body) = connection.body_of(&head).await else { return };
+                    let digest = data_encoding::HEXLOWER.encode(digest(&SHA256, &body).as_ref());
+                    let length = digest.len();
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{digest}");
+                    connection.send(answer).await;
+                }
+            });
+        }
+    });
+    (address, heads)
+}
+
+async fn large_uploads_stream_through(make: Make) {
+    let (service, mut heads) = digester().await;
+    let stack = Stack::start(make, service).await;
+    let body: Vec<u8> = (0..64_u32 << 20).map(|n| (n ^ (n >> 11)) as u8).collect();
+    let expected = data_encoding::HEXLOWER.encode(digest(&SHA256, &body).as_ref());
+    for chunked in [false, true] {
+        let framing = match chunked {
+            false => format!("Content-Length: {}", body.len()),
+            true => "Transfer-Encoding: chunked".to_owned(),
+        };
+        let head = format!("PUT /x HTTP/1.1\r\nHost: shop.example\r\n{framing}\r\n{}\r\n", alice());
+        let (mut client, mut sender) =
+            TcpStream::connect(stack.front.address).await.unwrap().into_split();
+        sender.write_all(head.as_bytes()).await.unwrap();
+        let mut parts = body.chunks(1 << 20);
+        send_part(&mut sender, parts.next().unwrap(), chunked).await;
+        // The service has it before the rest is sent: nobody keeps it whole.
+        let seen = bounded("the head at the service", heads.recv()).await.unwrap();
+        assert!(seen.starts_with("PUT /x "), "{seen}");
+        for part in parts {
+            send_part(&mut sender, part, chunked).await;
+        }
+        if chunked {
+            sender.write_all(b"0\r\n\r\n").await.unwrap();
+        }
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).contains(&expected) {
+            let read = bounded("the digest", client.read_buf(&mut answer)).await.unwrap();
+            assert!(read > 0, "{make:?}: {}", String::from_utf8_lossy(&answer));
+        }
+    }
+}
+
+async fn send_part(to: &mut (impl tokio::io::AsyncWrite + Unpin), part: &[u8], chunked: bool) {
+    if chunked {
+        to.write_all(format!("{:x}\r\n", part.len()).as_bytes()).await.unwrap();
+    }
+    to.write_all(part).await.unwrap();
+    if chunked {
+        to.write_all(b"\r\n").await.unwrap();
+    }
+}
+
+/// A gate that answers whatever it is asked with these bytes.
+async fn stub(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection = Connection::over(stream);
+            if connection.request_head().await.is_some() {
+                connection.send(answer).await;
+            }
+        }
+    });
+    address
+}
+
+async fn without_the_gates_word_nothing_passes(make: Make) {
+    let service = Recorder::start().await;
+    for answer in [
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 403 Forbidden\r\nX-Otpgate-Status: 503\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 500 Oops\r\nX-Auth-Name: evil\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 302 Found\r\nLocation: /public\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 2",
+        "200 OK\r\n\r\n",
+        "",
+    ] {
+        let front = Front::start(make, stub(answer).await, service.address).await;
+        for request in [get("/public", ""), get("/x", &alice())] {
+            let answered = ask(front.address, &request).await;
+            assert!(answered.status >= 300, "{answer:?}: {}", answered.head);
+            assert!(service.take().await.0.is_empty(), "{answer:?}");
+            // Each makes that of it which callers understand: nginx by the header that is for it.
+            let is_told = if make == Make::Nginx { "Status: 503" } else { "HTTP/1.1 503" };
+            if answer.contains(is_told) {
+                assert_eq!(answered.status, 503, "{answer:?}: {}", answered.head);
+                assert_eq!(answered.header("retry-after"), Some("5"), "{answer:?}");
+            }
+        }
+    }
+    // Nobody there, or no longer.
+    let (gate, _sandbox) = gate("").await;
+    let front = Front::start(make, crate::harness::address(&gate.api), service.address).await;
+    assert_eq!(ask(front.address, get("/public", "")).await.status, 200);
+    assert_eq!(service.take().await.0.len(), 1);
+    drop(gate);
+    for request in [get("/public", ""), get("/x", &alice())] {
+        let answered = ask(front.address, request).await;
+        assert!(answered.status >= 500, "{}", answered.head);
+        assert!(service.take().await.0.is_empty());
+    }
+}
+
+async fn who_guesses_is_told_to_wait(make: Make) {
+    let rig = Recorded::start(make).await;
+    let wrong = get("/x", &proof("alice", "shop", &wrong_token(ALICE)));
+    let waits = async {
+        loop {
+            let (answer, seen) = rig.ask(&wrong).await;
+            assert!(seen.is_empty());
+            match answer.status {
+                401 => continue,
+                429 => return answer,
+                other => panic!("{other}"),
+            }
+        }
+    };
+    let answer = bounded("the throttle", waits).await;
+    let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!(seconds > 0);
+    // The gate counts callers, not the proxy in front of them.
+    let told = rig.stack.gate.wait_for_log(|line| line["action"] == "throttle").unwrap();
+    assert_eq!(told["client"], "127.0.0.1");
+}
