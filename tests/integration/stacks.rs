@@ -87,6 +87,8 @@ async fn who_is_proven_passes_with_identity_alone(make: Make) {
     let nothing = Vec::<String>::new;
     for (request, status, seen) in [
         (get("/x?y=%2e", &alice()), 200, vec!["alice GET /x?y=%2e".to_owned()]),
+        // Byte for byte as it came.
+        (get("/%78/a%2Bb%c3%bc/?", &alice()), 200, vec!["alice GET /%78/a%2Bb%c3%bc/?".into()]),
         (get("/admin/x", &bob()), 200, vec!["bob GET /admin/x".into()]),
         (get("/public", ""), 200, vec!["nobody GET /public".into()]),
         // As the gate's own proxy: nobody is asked there, so nobody is named.
@@ -144,6 +146,12 @@ async fn nothing_of_a_clients_own_reaches_the_service(make: Make) {
             let request = get(path, &format!("{proof}{lines}"));
             let (answer, seen) = rig.ask(&request).await;
             let seen: Vec<_> = seen.iter().map(summary).collect();
+            // Proxies write these themselves, or take them away.
+            let spoils_nothing = lines.starts_with("X-Forwarded-")
+                || lines.starts_with("X_Forwarded")
+                || lines.starts_with("X-Original")
+                || lines.starts_with("Forwarded");
+            assert!(answer.status == 200 || !spoils_nothing, "{request}: {}", answer.head);
             match answer.status {
                 200 => assert_eq!(seen, [expected], "{request}"),
                 400 | 401 | 403 => assert_eq!(seen, [""; 0], "{request}"),
@@ -314,9 +322,11 @@ async fn websockets_pass_and_no_other_upgrade(make: Make) {
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
         "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
         "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
         "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
     ] {
-        let answer = ask(at, get("/x", &format!("{}{lines}", alice()))).await;
+        let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let answer = ask(at, get("/x", &format!("{}{key}{lines}", alice()))).await;
         let switched = answer.status == 101 && answer.header("upgrade") == Some("websocket");
         assert!(switched || [200, 400].contains(&answer.status), "{lines}: {}", answer.head);
     }
@@ -445,11 +455,12 @@ async fn without_the_gates_word_nothing_passes(make: Make) {
 
 async fn who_guesses_is_told_to_wait(make: Make) {
     let rig = Recorded::start(make).await;
-    let wrong = get("/x", &proof("alice", "shop", &wrong_token(ALICE)));
+    let wrong = proof("alice", "shop", &wrong_token(ALICE));
+    let wrong = get("/x", &format!("X-Forwarded-For: 203.0.113.9\r\n{wrong}"));
     let waits = async {
         loop {
-            let (answer, seen) = rig.ask(&wrong).await;
-            assert!(seen.is_empty());
+            let answer = ask_from("127.0.0.2", rig.stack.front.address, &wrong).await;
+            assert!(rig.service.take().await.0.is_empty());
             match answer.status {
                 401 => continue,
                 429 => return answer,
@@ -460,7 +471,35 @@ async fn who_guesses_is_told_to_wait(make: Make) {
     let answer = bounded("the throttle", waits).await;
     let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!(seconds > 0);
-    // The gate counts callers, not the proxy in front of them.
+    // The gate counts callers, not the proxy in front of them, and not who they say that they are.
     let told = rig.stack.gate.wait_for_log(|line| line["action"] == "throttle").unwrap();
-    assert_eq!(told["client"], "127.0.0.1");
+    assert_eq!(told["client"], "127.0.0.2");
+    assert_eq!(rig.brief(&get("/x", &alice())).await.0, 200);
+}
+
+/// A request from another address of this machine.
+async fn ask_from(source: &str, to: SocketAddr, request: &str) -> Answer {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    let stream = socket.connect(to).await.unwrap();
+    Connection::over(stream).ask(request).await.expect("an answer")
+}
+
+/// HAProxy goes on where a script fails: the configuration does not.
+#[tokio::test]
+async fn a_script_of_haproxy_that_fails_lets_nothing_pass() {
+    let service = Recorder::start().await;
+    let (gate, _sandbox) = gate("").await;
+    let api = crate::harness::address(&gate.api);
+    for (sound, broken) in [
+        ("txn:set_var(\"txn.otpgate\", \"passes\")", "error(\"oops\")"),
+        ("local answer = core", "local answer = nothing"),
+    ] {
+        let front = Front::start_with(Make::HaProxy, api, service.address, (sound, broken)).await;
+        for lines in [String::new(), alice(), proof("alice", "shop", "000000")] {
+            let answer = ask(front.address, get("/x", &lines)).await;
+            assert!([401, 503].contains(&answer.status), "{broken}: {}", answer.head);
+            assert!(service.take().await.0.is_empty(), "{broken}");
+        }
+    }
 }

@@ -46,6 +46,16 @@ impl Front {
     /// Starts one in front of `service`, which asks the gate whose API is at `api`: the shipped file with these
     /// addresses in place of its own.
     pub(super) async fn start(make: Make, api: SocketAddr, service: SocketAddr) -> Self {
+        Self::start_with(make, api, service, ("", "")).await
+    }
+
+    /// The same with a change of HAProxy's script.
+    pub(super) async fn start_with(
+        make: Make,
+        api: SocketAddr,
+        service: SocketAddr,
+        script: (&str, &str),
+    ) -> Self {
         let sandbox = Sandbox::new();
         let own = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let ship = |file: &str, changes: &[(&str, String)]| {
@@ -90,7 +100,9 @@ impl Front {
                 command
             }
             Make::HaProxy => {
-                let script = ship("haproxy/otpgate.lua", &[]).display().to_string();
+                let change = (script.0, script.1.to_owned());
+                let changes: &[_] = if script.0.is_empty() { &[] } else { &[change] };
+                let script = ship("haproxy/otpgate.lua", changes).display().to_string();
                 let script = [("/etc/haproxy/otpgate.lua", script)];
                 let file = ship("haproxy/haproxy.cfg", &[&addresses[..], &script].concat());
                 let mut command = Command::new(program("haproxy"));
