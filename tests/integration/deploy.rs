@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use otpgate::config::HeaderNames;
 use serde_json::Value;
 
 use crate::docs::{load_text, read};
@@ -458,4 +459,66 @@ fn the_sockets_of_systemd_are_those_of_its_configuration() {
         .map(|at| if at.starts_with('/') { format!("unix:{at}") } else { at.to_owned() })
         .collect();
     assert_eq!(opened, configured);
+}
+
+/// Envoy's own reading, by its published messages.
+#[tokio::test]
+async fn envoy_knows_every_setting_and_nothing_is_let_pass_by_default() {
+    let mut command = Command::new(python().await);
+    let files = ["envoy/envoy.yaml", "envoy/envoy-grpc.yaml"];
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/envoy_config.py");
+    command.arg(script).args(files.map(deploy));
+    let read = output_within(Duration::from_secs(60), command).await;
+    assert!(read.status.success(), "{}", stderr(&read));
+    for file in files {
+        let config = yaml(file).await.remove(0);
+        let manager = &config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+        let manager = &manager["typed_config"];
+        for key in ["normalize_path", "merge_slashes", "use_remote_address"] {
+            assert_eq!(manager[key], true, "{file}: {key}");
+        }
+        assert_eq!(manager["upgrade_configs"], serde_json::json!([{"upgrade_type": "websocket"}]));
+        let [ask, router] = list(&manager["http_filters"]) else { panic!("{file}: two filters") };
+        assert_eq!(router["name"], "envoy.filters.http.router", "{file}");
+        let ask = &ask["typed_config"];
+        assert_eq!(ask["failure_mode_allow"], false, "{file}");
+        assert!(ask["with_request_body"].is_null() && ask["filter_enabled"].is_null(), "{file}");
+        assert!(ask["http_service"].is_object() != ask["grpc_service"].is_object(), "{file}");
+        let names = HeaderNames::default();
+        let removed = list(&manager["route_config"]["request_headers_to_remove"]);
+        assert!(removed.contains(&names.token.as_str().into()), "{file}");
+        if let Some(service) = ask["http_service"].as_object() {
+            assert_eq!(service["path_prefix"], "/authz/ext-authz");
+            let copied = &service["authorization_response"]["allowed_upstream_headers"]["patterns"];
+            let copied: Vec<_> = list(copied).iter().map(|header| text(&header["exact"])).collect();
+            assert_eq!(copied, [names.identity_name.as_str(), names.identity_realm.as_str()]);
+        } else {
+            // What is not shown cannot be refused.
+            assert!(ask["encode_raw_headers"] == true && ask["allowed_headers"].is_null());
+        }
+    }
+}
+
+#[tokio::test]
+async fn traefik_asks_about_every_request_and_hides_the_token() {
+    let config = yaml("traefik/dynamic.yaml").await.remove(0);
+    let middlewares = config["http"]["middlewares"].as_object().unwrap();
+    let ask = &middlewares["otpgate-ask"]["forwardAuth"];
+    assert!(text(&ask["address"]).ends_with("/authz/forward-auth"));
+    assert_eq!(ask["trustForwardHeader"], false);
+    assert!(ask["authRequestHeaders"].is_null());
+    let lower = |value: &Value| text(value).to_ascii_lowercase();
+    let copied: Vec<_> = list(&ask["authResponseHeaders"]).iter().map(lower).collect();
+    let names = HeaderNames::default();
+    assert_eq!(copied, [names.identity_name.as_str(), names.identity_realm.as_str()]);
+    let hidden =
+        middlewares["otpgate-hide"]["headers"]["customRequestHeaders"].as_object().unwrap();
+    let hidden: Vec<_> = hidden.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
+    assert_eq!(hidden, [(names.token.as_str().to_owned(), &Value::from(""))]);
+    for (name, router) in config["http"]["routers"].as_object().unwrap() {
+        let chain: Vec<_> = list(&router["middlewares"]).iter().map(text).collect();
+        assert!(chain.iter().all(|name| middlewares.contains_key(*name)), "{name}");
+        assert!(chain.starts_with(&["otpgate-strip"]), "{name}");
+        assert!(chain.ends_with(&["otpgate-ask", "otpgate-hide"]), "{name}");
+    }
 }

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use crate::attack::paths::{DETOURS, assert_not_admin, readings};
 use crate::attack::recorder::{Recorder, Seen};
 use crate::attack::rig::summary;
-use crate::harness::{ALICE, shows_token, token, wrong_token};
+use crate::harness::{ALICE, free_port, shows_token, token, wrong_token};
 use crate::peers::bounded;
 use crate::peers::wire::{Answer, Connection, ask};
 use front::{Front, Make, Stack, alice, bob, gate, proof};
@@ -440,17 +440,20 @@ async fn without_the_gates_word_nothing_passes(make: Make) {
             }
         }
     }
-    // Nobody there, or no longer.
-    let (gate, _sandbox) = gate("").await;
-    let front = Front::start(make, crate::harness::address(&gate.api), service.address).await;
+    // Nobody there any longer, and back again.
+    let port = format!("listen = '127.0.0.1:{}'", free_port());
+    let (before, _sandbox) = gate(&port).await;
+    let front = Front::start(make, crate::harness::address(&before.api), service.address).await;
     assert_eq!(ask(front.address, get("/public", "")).await.status, 200);
     assert_eq!(service.take().await.0.len(), 1);
-    drop(gate);
+    drop(before);
     for request in [get("/public", ""), get("/x", &alice())] {
         let answered = ask(front.address, request).await;
         assert!(answered.status >= 500, "{}", answered.head);
         assert!(service.take().await.0.is_empty());
     }
+    let (_after, _sandbox) = gate(&port).await;
+    assert_eq!(ask(front.address, get("/x", &alice())).await.status, 200);
 }
 
 async fn who_guesses_is_told_to_wait(make: Make) {
@@ -502,4 +505,43 @@ async fn a_script_of_haproxy_that_fails_lets_nothing_pass() {
             assert!(service.take().await.0.is_empty(), "{broken}");
         }
     }
+}
+
+/// As their documents and sources say that they ask: Debian packages neither.
+#[tokio::test]
+async fn questions_of_traefik_and_envoy_are_answered() {
+    let (gate, _sandbox) = gate("").await;
+    let api = crate::harness::address(&gate.api);
+    let traefik = |path: &str, proof: &str| {
+        format!(
+            "GET /authz/forward-auth HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nUser-Agent: Go-http-client/1.1\r\n\
+             Accept: */*\r\nAccept-Encoding: gzip\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: shop.example\r\n\
+             X-Forwarded-Method: POST\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Proto: https\r\n\
+             X-Forwarded-Server: edge\r\nX-Forwarded-Uri: {path}?x=/admin\r\nX-Real-Ip: 192.0.2.7\r\n{proof}\r\n"
+        )
+    };
+    let envoy = |path: &str, proof: &str| {
+        format!(
+            "POST /authz/ext-authz{path}?x=/admin HTTP/1.1\r\nhost: shop.example\r\ncontent-length: 0\r\n\
+             x-envoy-internal: true\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: https\r\n\
+             x-request-id: 5d2c\r\nx-envoy-expected-rq-timeout-ms: 1000\r\n{proof}\r\n"
+        )
+    };
+    type Question<'a> = &'a dyn Fn(&str, &str) -> String;
+    for question in [&traefik as Question<'_>, &envoy] {
+        for (path, proof, status, name) in [
+            ("/x", alice(), 200, Some("alice")),
+            ("/public", String::new(), 200, Some("")),
+            ("/x", String::new(), 401, None),
+            ("/admin", alice(), 403, None),
+            ("/public/../admin", alice(), 400, None),
+        ] {
+            let answer = ask(api, question(path, &proof)).await;
+            assert_eq!(answer.status, status, "{}", question(path, ""));
+            assert_eq!(answer.header("x-auth-name"), name, "{}", answer.head);
+            assert_eq!(answer.header("x-auth-token"), None, "{}", answer.head);
+        }
+    }
+    let allowed = ask(api, envoy("/x", &alice())).await;
+    assert_eq!(allowed.header("x-envoy-auth-headers-to-remove"), Some("x-auth-token"));
 }
