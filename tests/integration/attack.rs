@@ -28,7 +28,7 @@
 
 mod credentials;
 mod forwarding;
-mod frames;
+pub(crate) mod frames;
 mod framing;
 mod http2;
 mod identity;

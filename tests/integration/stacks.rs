@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
 
+use crate::attack::frames::{END_HEADERS, END_STREAM, End, HEADERS, block, frame, send};
 use crate::attack::paths::{DETOURS, assert_not_admin, readings};
 use crate::attack::recorder::{Recorder, Seen};
 use crate::attack::rig::summary;
@@ -41,6 +42,7 @@ with_each!(
     nothing_of_a_clients_own_reaches_the_service,
     paths_are_decided_on_as_they_are_forwarded,
     what_is_told_of_a_request_is_the_proxys_own,
+    the_same_holds_over_http2,
     websockets_pass_and_no_other_upgrade,
     large_uploads_stream_through,
     without_the_gates_word_nothing_passes,
@@ -251,6 +253,57 @@ async fn what_is_told_of_a_request_is_the_proxys_own(make: Make) {
     assert_eq!(statuses, [200, 401]);
     let (seen, _) = rig.service.take().await;
     assert_eq!(seen.iter().map(summary).collect::<Vec<_>>(), ["nobody POST /public"]);
+}
+
+/// As browsers and gRPC speak.
+async fn the_same_holds_over_http2(make: Make) {
+    let service = Recorder::start().await;
+    let (gate, _sandbox) = gate("").await;
+    let api = crate::harness::address(&gate.api);
+    let front = Front::start_with(make, api, service.address, Some(make.h2c())).await;
+    let proof =
+        [("x-auth-name", "alice"), ("x-auth-realm", "shop"), ("x-auth-token", &token(ALICE))];
+    let ask = async |path: &str, authority: &str, more: &[(&str, &str)]| {
+        let pseudo =
+            [(":method", "GET"), (":scheme", "http"), (":authority", authority), (":path", path)];
+        let fields = pseudo.iter().chain(more);
+        let fields: Vec<_> = fields
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+            .collect();
+        let frames = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields));
+        let end = send(front.address, &frames).await;
+        let (seen, bytes) = service.take().await;
+        assert!(!String::from_utf8_lossy(&bytes).contains("evil"), "{path} {more:?}: {seen:?}");
+        assert_eq!(seen.len(), usize::from(end == End::Status(200)), "{path} {more:?}: {end:?}");
+        assert!(seen.iter().all(|seen| seen.values("host") == ["shop.example"]), "{seen:?}");
+        (end, seen.iter().map(summary).collect::<Vec<_>>())
+    };
+    let mut passed = 0;
+    for path in DETOURS {
+        for seen in ask(path, "shop.example", &proof).await.1 {
+            passed += 1;
+            let received = seen.strip_prefix("alice GET ").or(seen.strip_prefix("nobody GET "));
+            assert_not_admin(received.unwrap().split('?').next().unwrap());
+        }
+    }
+    assert!(passed > 4, "only {passed} passed: this shows nothing");
+    for more in [
+        &[("x-auth-name", "evil")] as &[_],
+        &[("x_auth_name", "evil")],
+        &[("x.auth.realm", "evil")],
+        &[("x-forwarded-uri", "/evil"), ("x-original-uri", "/evil"), ("x_forwarded_uri", "/evil")],
+        &[("forwarded", "for=evil"), ("x-real-ip", "evil"), ("x-forwarded-host", "evil")],
+        &[("host", "lab.example")],
+    ] {
+        let public = ask("/public", "shop.example", more).await;
+        assert!(public.1.iter().all(|seen| seen == "nobody GET /public"), "{more:?}: {public:?}");
+        let own = ask("/x", "shop.example", &[&proof[..], more].concat()).await;
+        assert!(own.1.iter().all(|seen| seen == "alice GET /x"), "{more:?}: {own:?}");
+    }
+    assert_eq!(ask("/x", "shop.example", &[]).await, (End::Status(401), vec![]));
+    assert_eq!(ask("/x", "lab.example", &proof).await, (End::Status(403), vec![]));
+    let lied = [&proof[..], &[("host", "shop.example")]].concat();
+    assert_ne!(ask("/x", "lab.example", &lied).await.0, End::Status(200));
 }
 
 /// A server that switches to whatever it is asked for, and sends back what it gets: WebSocket as WebSocket.
@@ -498,7 +551,8 @@ async fn a_script_of_haproxy_that_fails_lets_nothing_pass() {
         ("txn:set_var(\"txn.otpgate\", \"passes\")", "error(\"oops\")"),
         ("local answer = core", "local answer = nothing"),
     ] {
-        let front = Front::start_with(Make::HaProxy, api, service.address, (sound, broken)).await;
+        let front =
+            Front::start_with(Make::HaProxy, api, service.address, Some((sound, broken))).await;
         for lines in [String::new(), alice(), proof("alice", "shop", "000000")] {
             let answer = ask(front.address, get("/x", &lines)).await;
             assert!([401, 503].contains(&answer.status), "{broken}: {}", answer.head);

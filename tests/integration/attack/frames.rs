@@ -9,21 +9,21 @@ use crate::peers::bounded;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const PING: u8 = 6;
-pub(super) const GOAWAY: u8 = 7;
-pub(super) const CONTINUATION: u8 = 9;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const CONTINUATION: u8 = 9;
 
 /// Flags of HEADERS and DATA; `ACK` of SETTINGS is the same bit as `END_STREAM`.
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
-pub(super) const PADDED: u8 = 8;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const PADDED: u8 = 8;
 
 /// One frame (RFC 9113 section 4.1).
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend_from_slice(&[kind, flags]);
@@ -33,7 +33,7 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 }
 
 /// A header block of literals that are never indexed (RFC 7541 section 6.2.3), without Huffman codes.
-pub(super) fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let mut block = Vec::new();
     let text = |block: &mut Vec<u8>, text: &[u8]| {
         integer(block, text.len());
@@ -62,7 +62,7 @@ fn integer(block: &mut Vec<u8>, number: usize) {
 
 /// What came of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// An answer with this status.
     Status(u16),
     /// The stream was reset, or the whole connection ended.
@@ -70,7 +70,7 @@ pub(super) enum End {
 }
 
 /// Sends frames on a fresh connection, and tells what became of stream 1.
-pub(super) async fn send(address: SocketAddr, frames: &[u8]) -> End {
+pub(crate) async fn send(address: SocketAddr, frames: &[u8]) -> End {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut bytes = PREFACE.to_vec();
     bytes.extend(frame(SETTINGS, 0, 0, &[]));
@@ -105,7 +105,7 @@ async fn read(stream: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
     Some((head[3], head[4], id, payload))
 }
 
-/// The `:status` of a connection's first header block: there its name is index 8 of the static table, or
+/// The `:status` of a connection's first header block: there its name is index 8 to 14 of the static table, or
 /// the whole field stands there (RFC 7541 appendix A).
 fn status(block: &[u8]) -> u16 {
     // What comes before it are sizes of the dynamic table.
@@ -118,10 +118,10 @@ fn status(block: &[u8]) -> u16 {
         [0x8c, ..] => 400,
         [0x8d, ..] => 404,
         [0x8e, ..] => 500,
-        [0x48 | 0x08 | 0x18, length, text @ ..] if length & 128 != 0 => {
+        [0x48..=0x4e | 0x08..=0x0e | 0x18..=0x1e, length, text @ ..] if length & 128 != 0 => {
             huffman_digits(&text[..usize::from(length & 127)])
         }
-        [0x48 | 0x08 | 0x18, 3, text @ ..] => {
+        [0x48..=0x4e | 0x08..=0x0e | 0x18..=0x1e, 3, text @ ..] => {
             std::str::from_utf8(&text[..3]).unwrap().parse().unwrap()
         }
         other => panic!("no status: {other:x?}"),

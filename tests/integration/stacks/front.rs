@@ -35,6 +35,19 @@ pub(super) enum Make {
     HaProxy,
 }
 
+impl Make {
+    /// What to replace for HTTP/2 without TLS.
+    pub(super) fn h2c(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Nginx => ("listen 127.0.0.1:8000", "listen 127.0.0.1:8000 http2"),
+            Self::Caddy => {
+                ("http://:8000 {", "{\nservers {\nprotocols h1 h2c\n}\n}\nhttp://:8000 {")
+            }
+            Self::HaProxy => ("bind 127.0.0.1:8000", "bind 127.0.0.1:8000 proto h2"),
+        }
+    }
+}
+
 /// A running proxy.
 pub(super) struct Front {
     pub(super) address: SocketAddr,
@@ -46,20 +59,23 @@ impl Front {
     /// Starts one in front of `service`, which asks the gate whose API is at `api`: the shipped file with these
     /// addresses in place of its own.
     pub(super) async fn start(make: Make, api: SocketAddr, service: SocketAddr) -> Self {
-        Self::start_with(make, api, service, ("", "")).await
+        Self::start_with(make, api, service, None).await
     }
 
-    /// The same with a change of HAProxy's script.
+    /// The same with one text in it replaced.
     pub(super) async fn start_with(
         make: Make,
         api: SocketAddr,
         service: SocketAddr,
-        script: (&str, &str),
+        change: Option<(&str, &str)>,
     ) -> Self {
         let sandbox = Sandbox::new();
         let own = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let ship = |file: &str, changes: &[(&str, String)]| {
             let mut text = read(&format!("deploy/{file}"));
+            if let Some((shipped, ours)) = change {
+                text = text.replace(shipped, ours);
+            }
             for (shipped, ours) in changes {
                 assert!(text.contains(shipped), "{file} has no {shipped}");
                 text = text.replace(shipped, ours);
@@ -100,9 +116,7 @@ impl Front {
                 command
             }
             Make::HaProxy => {
-                let change = (script.0, script.1.to_owned());
-                let changes: &[_] = if script.0.is_empty() { &[] } else { &[change] };
-                let script = ship("haproxy/otpgate.lua", changes).display().to_string();
+                let script = ship("haproxy/otpgate.lua", &[]).display().to_string();
                 let script = [("/etc/haproxy/otpgate.lua", script)];
                 let file = ship("haproxy/haproxy.cfg", &[&addresses[..], &script].concat());
                 let mut command = Command::new(program("haproxy"));
