@@ -50,7 +50,7 @@ impl Api {
         }
         let stored = self.stored(call, note).await?;
         let entry = stored.entry.as_ref().map_err(Clone::clone)?;
-        let params = self.verifier.directory().rules().params_of(entry);
+        let params = call.entries.directory.rules().params_of(entry);
         let who = &entry.principal;
         Ok(enrolment::uri(who.name.as_str(), who.realm.as_str(), &entry.seed, params))
     }

@@ -48,7 +48,7 @@ fn advice(error: &ClientError) -> &'static str {
         ClientError::Unreachable(_) => {
             "; is it running, and is its `api.listen` at `--server-url`?"
         }
-        ClientError::Refused { status, detail }
+        ClientError::Refused { status, detail, .. }
             if *status == 403 && detail.starts_with("Incorrect") =>
         {
             " Look at `--auth-name`, `--auth-realm`, the seed, and this machine's clock."
