@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -66,8 +65,8 @@ pub struct Api {
     pub realms: ReservedRealms,
     /// Decides for other proxies.
     pub decider: Decider,
-    /// Who may pass where; may be swapped at any time.
-    pub policy: Arc<ArcSwap<Policy>>,
+    /// Who may pass where.
+    pub policy: Arc<Policy>,
     /// `[api]`.
     pub config: ApiConfig,
 }

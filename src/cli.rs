@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands;
+use crate::commands::serve::Source;
 use crate::config::Config;
-use crate::config::load::{self, ConfigError, Flag};
+use crate::config::load::{self, ConfigError, Flag, Loaded};
 use crate::hardening::{self, Memory};
 
 /// A reverse-proxy auth sidecar: lets through only requests whose one-time token proves who sends
@@ -105,8 +106,12 @@ impl Settings {
     /// # Errors
     /// As [`Self::load`].
     pub(crate) fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
+        self.load_noting_files(more).config
+    }
+
+    fn load_noting_files(&self, more: Vec<Flag>) -> Loaded {
         let flags: Vec<_> = self.flags().into_iter().chain(more).collect();
-        load::load(self.config.as_deref(), std::env::vars_os(), &flags)
+        load::load_noting_files(self.config.as_deref(), std::env::vars_os(), &flags)
     }
 }
 
@@ -139,7 +144,7 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
-    fn load(&self) -> Result<Config, ConfigError> {
+    fn load(&self) -> Loaded {
         let flags = [
             Flag::given("--remote", "remote.url", self.remote.as_ref()),
             Flag::given("--upstream", "proxy.upstream", self.upstream.as_ref()),
@@ -149,7 +154,7 @@ impl ServeArgs {
             Flag::given("--log-level", "log.level", self.log_level.as_ref()),
             Flag::given("--log-format", "log.format", self.log_format.as_ref()),
         ];
-        self.settings.load_with(flags.into_iter().flatten().collect())
+        self.settings.load_noting_files(flags.into_iter().flatten().collect())
     }
 }
 
@@ -205,14 +210,15 @@ fn keep(memory: Memory) {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => {
-            let config = args.serve.load()?;
+            let takes_over = args.takeover;
+            let (source, config) = Source::begin(move || args.serve.load())?;
             if config.process.core_dumps {
                 keep(Memory::Debuggable);
             }
-            commands::serve::run(config, args.takeover)
+            commands::serve::run(config, source, takes_over)
         }
         Command::Demo(args) => commands::demo::run(&args),
-        Command::Check(args) => commands::check::run(args.serve.load(), args.form),
+        Command::Check(args) => commands::check::run(args.serve.load().config, args.form),
         Command::Token(args) => commands::token::run(&args),
         Command::Client(args) => commands::block_on(async {
             Ok(commands::client::run(*args).await.unwrap_or_else(|error| {

@@ -224,7 +224,7 @@ pub struct Filter {
 }
 
 /// TLS towards a server.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientTls {
     /// Certificates (PEM) that may have signed the server's; `None`: the system's.
     pub ca_file: Option<PathBuf>,

@@ -20,6 +20,7 @@ pub mod load;
 mod peers;
 mod reader;
 mod remote;
+mod restart;
 mod routes;
 mod store;
 mod throttle;
@@ -235,7 +236,7 @@ impl Default for HealthCheck {
 }
 
 /// `[proxy]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
     /// Empty: off.
     pub listen: Vec<Listen>,
@@ -261,7 +262,7 @@ pub struct ProxyConfig {
 pub const API_MAX_BODY_BYTES: u64 = 2_621_440;
 
 /// `[api]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiConfig {
     /// Empty: off.
     pub listen: Vec<Listen>,
@@ -278,7 +279,7 @@ pub struct ApiConfig {
 }
 
 /// `[ops]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpsConfig {
     /// Empty: off.
     pub listen: Vec<Listen>,
@@ -287,7 +288,7 @@ pub struct OpsConfig {
 }
 
 /// `[store]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     /// Where entries are kept.
     pub url: crate::store::url::StoreUrl,
@@ -308,7 +309,7 @@ pub struct StoreConfig {
 }
 
 /// `[remote]`: another server that says whether claims are true, in place of a store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteConfig {
     /// Its API: `https://...`, `http://...` or `unix:/PATH`.
     pub url: String,
@@ -360,7 +361,7 @@ pub enum RedisWrites {
 }
 
 /// How stored entries are sealed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sealing {
     /// Not at all.
     Off,
@@ -509,8 +510,16 @@ pub struct ProcessConfig {
     pub core_dumps: bool,
 }
 
+/// `[reload]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReloadConfig {
+    /// Time between two looks at the files that settings come from; `None`: only SIGHUP has them read
+    /// again.
+    pub watch: Option<Duration>,
+}
+
 /// All settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The gate.
     pub proxy: ProxyConfig,
@@ -534,6 +543,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Stopping.
     pub shutdown: ShutdownConfig,
+    /// When settings are read again.
+    pub reload: ReloadConfig,
     /// The process itself.
     pub process: ProcessConfig,
     /// `[[route]]`s in the order of the file.

@@ -6,7 +6,7 @@
 //! `max_stale` ago, every look-up answers [`Unavailable::Stale`] and the gate fails closed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -55,7 +55,7 @@ impl Default for RealmRules {
 }
 
 /// The rules of every realm.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenRules {
     /// For realms that are not listed.
     pub default: RealmRules,
@@ -68,6 +68,13 @@ impl TokenRules {
     #[must_use]
     pub fn of(&self, realm: &str) -> &RealmRules {
         self.realms.get(realm).unwrap_or(&self.default)
+    }
+
+    /// Whether every entry makes the same tokens under both.
+    fn makes_tokens_as(&self, other: &Self) -> bool {
+        let realms = self.realms.keys().chain(other.realms.keys());
+        self.default.params == other.default.params
+            && realms.into_iter().all(|realm| self.of(realm).params == other.of(realm).params)
     }
 
     /// How an entry's tokens are made, its own settings included.
@@ -93,10 +100,6 @@ pub struct Credential {
     pub serial: u32,
     /// The seed before it, while it is accepted.
     pub previous: Option<Box<PreviousSeed>>,
-    /// Time steps accepted on either side.
-    pub skew_steps: u8,
-    /// How often a token may be used.
-    pub reuse: Reuse,
     /// A disabled entry proves nobody.
     pub enabled: bool,
     /// From when on it proves nobody.
@@ -149,6 +152,8 @@ impl Slot {
 struct Opener {
     store: Store,
     metrics: Arc<Metrics>,
+    /// Whether an entry could not be opened since the last full load began.
+    failed: Arc<AtomicBool>,
 }
 
 impl Opener {
@@ -158,6 +163,7 @@ impl Opener {
             Err(error) => {
                 error!(%error, id = row.id.0, "an entry cannot be used, its principal gets 503");
                 self.metrics.directory_broken_entries.inc();
+                self.failed.store(true, Ordering::Release);
                 None
             }
         };
@@ -168,7 +174,6 @@ impl Opener {
 impl Credential {
     fn new(entry: &Entry, rules: &TokenRules) -> Self {
         let params = rules.params_of(entry);
-        let rules = rules.of(entry.principal.realm.as_str());
         let previous = entry.previous.as_ref().map(|previous| {
             Box::new(PreviousSeed {
                 generator: Generator::new(&previous.seed, params),
@@ -181,8 +186,6 @@ impl Credential {
             generator: Generator::new(&entry.seed, params),
             serial: entry.serial,
             previous,
-            skew_steps: rules.skew_steps,
-            reuse: rules.reuse,
             enabled: entry.enabled,
             expires_at: entry.expires_at,
         }
@@ -211,9 +214,12 @@ pub struct Account {
 pub struct Directory {
     entries: Entries,
     opener: Opener,
-    rules: TokenRules,
+    rules: ArcSwap<TokenRules>,
     scope: Scope,
-    max_stale: Duration,
+    /// In milliseconds.
+    max_stale: AtomicU64,
+    /// Whether all entries must be opened anew.
+    reopen: AtomicBool,
     origin: Instant,
     /// Microseconds from `origin` to when contents were last proven current, plus one; 0: never.
     synced_at: AtomicU64,
@@ -237,7 +243,7 @@ impl Directory {
         metrics: Arc<Metrics>,
         now: Moment,
     ) -> Self {
-        let opener = Opener { store, metrics };
+        let opener = Opener { store, metrics, failed: Arc::default() };
         let entries = match hold.cached_entries {
             None => Entries::All(All::default()),
             Some(capacity) => Entries::Indexed(Indexed::new(capacity, opener.clone())),
@@ -245,9 +251,10 @@ impl Directory {
         Self {
             entries,
             opener,
-            rules,
+            rules: ArcSwap::from_pointee(rules),
             scope: hold.scope.clone(),
-            max_stale,
+            max_stale: AtomicU64::new(millis(max_stale)),
+            reopen: AtomicBool::new(false),
             origin: now.monotonic,
             synced_at: AtomicU64::new(0),
             applied: watch::Sender::new(Position::default()),
@@ -288,8 +295,35 @@ impl Directory {
 
     /// The rules that entries are read under.
     #[must_use]
-    pub fn rules(&self) -> &TokenRules {
-        &self.rules
+    pub fn rules(&self) -> Arc<TokenRules> {
+        self.rules.load_full()
+    }
+
+    /// Changes the rules of tokens: at once, except that how an entry makes its tokens is taken over as it
+    /// is loaded again, which begins now.
+    pub fn set_rules(&self, rules: TokenRules) {
+        let is_other = !rules.makes_tokens_as(&self.rules.load());
+        self.rules.store(Arc::new(rules));
+        if is_other {
+            self.reopen.store(true, Ordering::Release);
+        }
+    }
+
+    /// There are other keys: if an entry could not be opened, all are loaded again. Meanwhile those that are
+    /// held stay in force.
+    pub fn keys_changed(&self) {
+        if self.opener.failed.load(Ordering::Acquire) {
+            self.reopen.store(true, Ordering::Release);
+        }
+    }
+
+    /// Changes for how long contents are good that were not proven current.
+    pub fn set_max_stale(&self, max_stale: Duration) {
+        self.max_stale.store(millis(max_stale), Ordering::Relaxed);
+    }
+
+    fn max_stale(&self) -> Duration {
+        Duration::from_millis(self.max_stale.load(Ordering::Relaxed))
     }
 
     /// Number of entries.
@@ -350,7 +384,7 @@ impl Directory {
     /// Whether look-ups are answered.
     #[must_use]
     pub fn is_current(&self, now: Moment) -> bool {
-        self.staleness(now).is_some_and(|age| age <= self.max_stale)
+        self.staleness(now).is_some_and(|age| age <= self.max_stale())
     }
 
     /// What the follower last said.
@@ -377,8 +411,14 @@ impl Directory {
 
     // What follows is for the follower, the only writer.
 
+    /// Whether all entries must be loaded again; asks only once.
+    fn must_reopen(&self) -> bool {
+        self.reopen.swap(false, Ordering::AcqRel)
+    }
+
     /// Starts a full load: entries not set from here on are dropped by [`Self::end_load`].
     fn begin_load(&self) {
+        self.opener.failed.store(false, Ordering::Release);
         match &self.entries {
             Entries::All(all) => all.begin_load(),
             Entries::Indexed(indexed) => indexed.begin_load(),
@@ -402,7 +442,7 @@ impl Directory {
     /// Takes an entry of a full load in.
     fn load(&self, row: Row) {
         if let Entries::All(all) = &self.entries {
-            let slot = self.opener.open(&row, &self.rules);
+            let slot = self.opener.open(&row, &self.rules.load());
             all.set(row.principal, slot);
         }
     }
@@ -417,7 +457,7 @@ impl Directory {
     /// Applies a change; `None`: the entry was deleted. Tells whether the right token of `principal` is
     /// accepted from now on, its end aside: that comes without a change.
     fn change(&self, principal: Principal, row: Option<&Row>) -> bool {
-        let slot = row.map(|row| self.opener.open(row, &self.rules));
+        let slot = row.map(|row| self.opener.open(row, &self.rules.load()));
         let accepted = slot.as_ref().is_some_and(Slot::accepts);
         match (&self.entries, slot) {
             (Entries::All(all), Some(slot)) => all.set(principal, slot),
@@ -459,4 +499,8 @@ impl Directory {
             self.status.store(Arc::new(status));
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,6 +14,7 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn, LevelFilter};
 use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 use crate::audit;
 use crate::config::{AuditTo, LogConfig, LogFormat};
@@ -46,9 +47,28 @@ fn shows_colours() -> bool {
     AutoStream::choice(&io::stderr()) != ColorChoice::Never
 }
 
+/// Which lines are written, in a form that can be replaced.
+type Lines = Box<dyn Filter<Registry> + Send + Sync>;
+
 /// What must live as long as there is something to log; its end waits for the last audit events.
 #[must_use]
 pub struct Logging(Option<Trail>);
+
+/// Changes which lines are written.
+pub struct LevelHandle {
+    lines: reload::Handle<Lines, Registry>,
+    /// Audit events have a place of their own.
+    apart: bool,
+}
+
+impl LevelHandle {
+    /// Has those lines written from now on that `config` asks for, in the form and to the places of the
+    /// start.
+    pub fn set(&self, config: &LogConfig) {
+        // It fails only where nothing logs any more.
+        let _ = self.lines.reload(filter(config, self.apart));
+    }
+}
 
 impl Drop for Logging {
     fn drop(&mut self) {
@@ -62,26 +82,25 @@ impl Drop for Logging {
 ///
 /// # Errors
 /// If audit events cannot go where the settings say.
-pub fn init(config: &LogConfig) -> io::Result<Logging> {
+pub fn init(config: &LogConfig) -> io::Result<(Logging, LevelHandle)> {
     let trail = open_trail(&config.audit)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match config.format {
         LogFormat::Text => lines.with_ansi(shows_colours()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
     };
-    let lines = lines.with_filter(filter(config, trail.is_some()));
+    let apart = trail.is_some();
+    let (filter, handle) = reload::Layer::new(filter(config, apart));
+    let lines = lines.with_filter(filter);
     // Only tests start logging twice.
     let _ = tracing_subscriber::registry().with(lines).with(trail.clone().map(layer)).try_init();
-    Ok(Logging(trail))
+    Ok((Logging(trail), LevelHandle { lines: handle, apart }))
 }
 
 /// Which lines are written; audit events whatever the level, unless they have a place `apart`.
 ///
 /// The hints matter: without them every dependency would ask here about every trace line that it has.
-fn filter<S>(config: &LogConfig, apart: bool) -> impl Filter<S> + use<S>
-where
-    S: tracing::Subscriber,
-{
+fn filter(config: &LogConfig, apart: bool) -> Lines {
     let access = config.access;
     let level = EnvFilter::builder().parse_lossy(&config.level);
     let guard = FilterFn::new(move |metadata: &Metadata<'_>| {
@@ -95,7 +114,7 @@ where
         guard.with_max_level_hint(LevelFilter::TRACE),
         audit.with_max_level_hint(LevelFilter::INFO),
     );
-    level.and(guard).or(audit)
+    Box::new(level.and(guard).or(audit))
 }
 
 /// Starts an audit trail that is a file, and logs nothing else: for commands, whose output is for whoever
@@ -200,7 +219,7 @@ mod tests {
                 access: true,
                 audit: AuditTo::Stderr,
             };
-            let filter = filter::<tracing_subscriber::Registry>(&config, false);
+            let filter = filter(&config, false);
             assert_eq!(Filter::max_level_hint(&filter), Some(expected), "{level}");
         }
     }

@@ -1,13 +1,16 @@
 //! Every metric, declared once. Labels are bounded sets; never a name, path or address.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::clock::UnixTime;
 use crate::otp::MatchedStep;
 use crate::store::StoreError;
 
@@ -26,7 +29,7 @@ const STEP_OFFSETS: &[f64] = &[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0];
 /// The process's metrics; one per process, handed to whoever counts.
 pub struct Metrics {
     registry: Registry,
-    realms: BTreeSet<String>,
+    realms: ArcSwap<BTreeSet<String>>,
     requests: IntCounterVec,
     verifications: IntCounterVec,
     /// Time from a request's head to the decision about it.
@@ -68,6 +71,9 @@ pub struct Metrics {
     /// Failures and successes that the store was not told of.
     pub throttle_unshared: IntCounter,
     previous_seeds: IntCounterVec,
+    reloads: IntCounterVec,
+    reload_successful: IntGauge,
+    loaded_at: IntGauge,
     /// Panics caught; each is a bug.
     pub panics: IntCounter,
     /// Upgrades in which no new process took over.
@@ -93,7 +99,7 @@ impl Metrics {
             r.gauges("build_info", "Always 1; the labels describe the build.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         let metrics = Self {
-            realms: realms.into_iter().collect(),
+            realms: ArcSwap::from_pointee(realms.into_iter().collect()),
             requests: r.counters(
                 "requests_total",
                 "Requests answered, by listener, kind of route and outcome.",
@@ -225,11 +231,48 @@ impl Metrics {
                 "audit_write_failures_total",
                 "Audit events that could not be written where they belong.",
             ),
+            reloads: r.counters(
+                "config_reloads_total",
+                "Times that the settings were read again while the gate ran, by outcome.",
+                &["outcome"],
+            ),
+            reload_successful: r.int_gauge(
+                "config_last_reload_successful",
+                "Whether the settings that were last read are in force.",
+            ),
+            loaded_at: r.int_gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "When settings were last read and came into force, in Unix time.",
+            ),
             panics: r.counter("panics_total", "Panics caught; each is a bug worth a report."),
             registry: registry.clone(),
         };
         metrics.directory_staleness.set(f64::INFINITY);
+        for outcome in ["ok", "failed"] {
+            // There from the start, so that the first failure shows as an increase.
+            metrics.reloads.with_label_values(&[outcome]);
+        }
         metrics
+    }
+
+    /// From now on `realms` are label values. What was counted under others stays.
+    pub fn set_realms(&self, realms: impl IntoIterator<Item = String>) {
+        self.realms.store(Arc::new(realms.into_iter().collect()));
+    }
+
+    /// Notes that settings were read again, at `now`, and whether they are in force.
+    pub fn reloaded(&self, ok: bool, now: UnixTime) {
+        self.reloads.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+        self.reload_successful.set(i64::from(ok));
+        if ok {
+            self.loaded_at.set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Notes that the settings of the start are in force, at `now`.
+    pub fn started(&self, now: UnixTime) {
+        self.reload_successful.set(1);
+        self.loaded_at.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 
     /// Counts a request. All labels come from fixed sets.
@@ -337,7 +380,7 @@ impl Metrics {
     }
 
     fn realm_label<'a>(&self, realm: &'a str) -> &'a str {
-        if self.realms.contains(realm) { realm } else { OTHER_REALM }
+        if self.realms.load().contains(realm) { realm } else { OTHER_REALM }
     }
 }
 

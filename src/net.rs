@@ -8,10 +8,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::config::{Address, Limits, Listen};
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ mod pace;
 pub mod service;
 mod socket;
 mod sources;
+mod terms;
 mod tls;
 
 pub use body_watch::BodyWatch;
@@ -38,13 +40,14 @@ pub use drain::{Drain, LAST_CHANCE};
 pub use guard::BodyTooSlow;
 pub use inherited::{Handle, Inherited};
 pub use sources::source_of;
+pub use terms::{NewTerms, TermsHandle};
 pub use tls::{Certificate, TlsError};
 
-use self::http::Driven;
-use accept::{AcceptLoop, Occasional};
+use accept::{AcceptLoop, Occasional, Slots};
 pub(crate) use socket::KEEPALIVE;
 use socket::Socket;
 use sources::Sources;
+use terms::{Terms, note_certificates};
 
 /// Why an address of a listener cannot be opened.
 #[derive(Debug)]
@@ -112,17 +115,13 @@ struct Bound {
     /// As configured: port 0 stays 0.
     configured: Address,
     socket: Arc<Socket>,
-    tls: Option<Arc<Certificate>>,
-    h2c: bool,
-    allow_from: Vec<IpNet>,
+    terms: Arc<ArcSwap<Terms>>,
 }
 
 /// The bound sockets of one listener; [`Self::run`] serves them.
 pub struct Listener {
     name: &'static str,
     bound: Vec<Bound>,
-    limits: Limits,
-    trusted: Vec<IpNet>,
     metrics: Arc<Metrics>,
     drain: Arc<Drain>,
 }
@@ -158,7 +157,7 @@ impl Listener {
         let mut bound = Vec::new();
         let mut errors = Vec::new();
         for place in listen {
-            match Bound::open(name, place, inherited) {
+            match Bound::open(name, place, limits, inherited) {
                 Ok(one) => bound.push(one),
                 Err(cause) => {
                     errors.push(BindError {
@@ -172,17 +171,19 @@ impl Listener {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let drain = Arc::default();
-        let listener = Self { name, bound, limits, trusted: Vec::new(), metrics, drain };
-        listener.note_certificates();
-        Ok(listener)
+        let terms: Vec<_> = bound.iter().map(|bound| bound.terms.load()).collect();
+        note_certificates(name, terms.iter().map(|terms| &***terms), &metrics);
+        Ok(Self { name, bound, metrics, drain: Arc::default() })
     }
 
     /// Exempts peers from `limits.max_connections_per_source`: proxies, which bring everybody's
     /// requests.
     #[must_use]
-    pub fn trusting(mut self, proxies: &[IpNet]) -> Self {
-        self.trusted = proxies.to_vec();
+    pub fn trusting(self, proxies: &[IpNet]) -> Self {
+        for terms in self.bound.iter().map(|bound| &bound.terms) {
+            let trusted = proxies.to_vec();
+            terms.store(Arc::new(Terms { trusted, ..Terms::clone(&terms.load()) }));
+        }
         self
     }
 
@@ -207,10 +208,11 @@ impl Listener {
         self.bound.iter().map(|bound| bound.socket.address()).collect()
     }
 
-    /// Its certificates, to reload them while it runs.
+    /// To change its terms while it runs.
     #[must_use]
-    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
-        self.bound.iter().filter_map(|bound| bound.tls.clone()).collect()
+    pub fn terms(&self) -> TermsHandle {
+        let places = self.bound.iter().map(|bound| bound.terms.clone()).collect();
+        TermsHandle { listener: self.name, places, metrics: self.metrics.clone() }
     }
 
     /// Serves `app` until `stop` turns true; then closes the sockets and idle connections, and waits
@@ -222,17 +224,12 @@ impl Listener {
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
-        let app = Driven::new(app, self.limits, self.metrics.clone());
-        let slots = Arc::new(Semaphore::new(self.limits.max_connections));
-        let sources = Sources::new(self.limits.max_connections_per_source, self.trusted);
+        let (slots, sources) = (Arc::new(Slots::default()), Arc::new(Sources::default()));
         let open = self.metrics.open_connections(self.name);
         join_all(self.bound.into_iter().map(|bound| {
             AcceptLoop {
                 listener: self.name,
-                tls: bound.tls,
-                h2c: bound.h2c,
-                allow_from: bound.allow_from,
-                limits: self.limits,
+                terms: bound.terms,
                 metrics: self.metrics.clone(),
                 slots: slots.clone(),
                 sources: sources.clone(),
@@ -246,34 +243,20 @@ impl Listener {
         }))
         .await;
     }
-
-    /// Sets the metric of when the first of the listener's certificates ends.
-    fn note_certificates(&self) {
-        let ends = self.bound.iter().filter_map(|b| b.tls.as_ref()).map(|c| c.expires_at());
-        if let Some(first) = ends.min() {
-            #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit exactly")]
-            self.metrics.certificate_expiry.with_label_values(&[self.name]).set(first as f64);
-        }
-    }
 }
 
 impl Bound {
     fn open(
         listener: &'static str,
         place: &Listen,
+        limits: Limits,
         inherited: &mut Inherited,
     ) -> Result<Self, BindCause> {
-        let tls = place.tls.clone().map(Certificate::load).transpose()?.map(Arc::new);
+        let terms = Arc::new(ArcSwap::from_pointee(Terms::read(place, limits, &[])?));
         let socket = match inherited.take(listener, &place.address) {
             Some((socket, file)) => Socket::adopt(&place.address, socket, file, place.unix_mode),
             None => Socket::bind(&place.address, place.unix_mode),
         };
-        Ok(Self {
-            configured: place.address.clone(),
-            socket: Arc::new(socket?),
-            h2c: place.h2c && tls.is_none(),
-            tls,
-            allow_from: place.allow_from.clone(),
-        })
+        Ok(Self { configured: place.address.clone(), socket: Arc::new(socket?), terms })
     }
 }

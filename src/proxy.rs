@@ -49,35 +49,61 @@ use upstream::{MAX_ATTEMPTS, Needs};
 /// Idle upstream connections kept for reuse, of all groups together.
 const UPSTREAM_POOL: usize = 1024;
 
-/// What the gate is made of.
+/// What a [`Regime`] is made of.
 pub struct Parts {
     /// Checks claims.
     pub verifier: Arc<Verifier>,
-    /// Says who may pass; may be swapped at any time.
-    pub policy: Arc<ArcSwap<Policy>>,
+    /// Says who may pass.
+    pub policy: Arc<Policy>,
     /// Names of headers.
     pub headers: HeaderNames,
     /// `[proxy]`.
     pub config: ProxyConfig,
     /// Where requests go.
     pub upstreams: Arc<Upstreams>,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
-    /// Tells the time.
-    pub clock: Arc<dyn Clock>,
     /// Whether every request gets an access line.
     pub access_log: bool,
 }
 
-/// The application for [`crate::net::Listener::run`].
+/// What requests are judged and forwarded by. It is replaced as a whole, and a request has the same one from
+/// its head to its end: never one's policy with the other's upstreams.
+pub struct Regime {
+    decider: Decider,
+    policy: Arc<Policy>,
+    headers: HeaderRules,
+    timeouts: UpstreamTimeouts,
+    upstreams: Arc<Upstreams>,
+    access_log: bool,
+}
+
+impl Regime {
+    /// What settings say.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            decider: Decider::new(parts.verifier, parts.headers.clone()),
+            policy: parts.policy,
+            headers: HeaderRules::new(parts.headers, parts.config.trusted_proxies),
+            timeouts: parts.config.timeouts,
+            upstreams: parts.upstreams,
+            access_log: parts.access_log,
+        }
+    }
+}
+
+/// The application for [`crate::net::Listener::run`]. `regime` may be replaced at any time.
 #[must_use]
-pub fn app(parts: Parts) -> Arc<HttpProxy<Gate>> {
+pub fn app(
+    regime: Arc<ArcSwap<Regime>>,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+) -> Arc<HttpProxy<Gate>> {
     let conf = ServerConf {
         max_retries: MAX_ATTEMPTS,
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Gate::new(parts));
+    let mut proxy = http_proxy(&Arc::new(conf), Gate { regime, metrics, clock });
     // CONNECT is refused by the gate, with an answer in the gate's form.
     let mut options = HttpServerOptions::default();
     options.allow_connect_method_proxying = true;
@@ -87,38 +113,16 @@ pub fn app(parts: Parts) -> Arc<HttpProxy<Gate>> {
 
 /// The gate itself; see the module.
 pub struct Gate {
-    decider: Decider,
-    policy: Arc<ArcSwap<Policy>>,
-    headers: HeaderRules,
-    timeouts: UpstreamTimeouts,
-    upstreams: Arc<Upstreams>,
+    regime: Arc<ArcSwap<Regime>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
-    access_log: bool,
 }
 
 impl Gate {
-    fn new(parts: Parts) -> Self {
-        Self {
-            decider: Decider::new(parts.verifier, parts.headers.clone()),
-            policy: parts.policy,
-            headers: HeaderRules::new(parts.headers, parts.config.trusted_proxies),
-            timeouts: parts.config.timeouts,
-            upstreams: parts.upstreams,
-            metrics: parts.metrics,
-            clock: parts.clock,
-            access_log: parts.access_log,
-        }
-    }
-
     /// Decides about a request, and notes in `exchange` what is needed to forward it.
-    async fn decide(
-        &self,
-        request: &RequestHeader,
-        exchange: &mut Exchange,
-    ) -> Result<(), Refusal> {
-        let policy = self.policy.load();
-        let (method, head, length) = request::read(request, &exchange.limits, &policy)?;
+    async fn decide(request: &RequestHeader, exchange: &mut Exchange) -> Result<(), Refusal> {
+        let regime = &exchange.regime;
+        let (method, head, length) = request::read(request, &exchange.limits, &regime.policy)?;
         let head = exchange.head.insert(head);
         if exchange.limits.max_body_bytes.is_some_and(|max| length.is_some_and(|n| n > max)) {
             return Err(Refusal::BodyTooLarge);
@@ -127,34 +131,30 @@ impl Gate {
             method,
             head,
             headers: &request.headers,
-            client: self.headers.client(&request.headers, &exchange.origin),
+            client: regime.headers.client(&request.headers, &exchange.origin),
             request_id: &exchange.request_id,
             at: exchange.started,
         };
-        let decision = self.decider.decide(&policy, asked).await;
+        let decision = regime.decider.decide(&regime.policy, asked).await;
         exchange.rule = Rule::of(decision.route);
         let decided = exchange.decided.insert(decision.outcome);
         decided.as_ref().map(drop).map_err(|refused| refused.why.into())
     }
 
     /// Makes the head that goes upstream out of pingora's copy of the client's.
-    fn prepare(&self, request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
+    fn prepare(request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;
-        self.headers.strip(request, &exchange.origin);
+        let rules = &exchange.regime.headers;
+        rules.strip(request, &exchange.origin);
         match &exchange.decided {
             Some(Ok(Passage::Proven(permit))) => {
-                self.headers.identify(request, permit.principal())?;
+                rules.identify(request, permit.principal())?;
             }
             Some(Ok(Passage::Public | Passage::Reported(_))) => {}
             None | Some(Err(_)) => return Err(undecided()),
         }
-        self.headers.forward(
-            request,
-            &exchange.origin,
-            head.authority.as_str(),
-            &exchange.request_id,
-        )?;
+        rules.forward(request, &exchange.origin, head.authority.as_str(), &exchange.request_id)?;
         headers::join_cookies(request)?;
         request.set_raw_path(format!("{}{}", head.path.forwarded(), head.query).as_bytes())
     }
@@ -186,11 +186,11 @@ impl Gate {
     /// Bounds the wait for the beginning of a stream's answer, since pingora's own time-out must allow
     /// for the silences later on. gRPC and HTTP/2 are left out: there the answer's head may come late,
     /// or its connection carries other requests.
-    fn bound_wait(&self, session: &Session, exchange: &Exchange) {
+    fn bound_wait(session: &Session, exchange: &Exchange) {
         if let (Kind::WebSocket | Kind::Events, Some(connection), false) =
             (exchange.kind, &exchange.connection, session.is_http2())
         {
-            let limit = exchange.rule.timeouts.read.unwrap_or(self.timeouts.read);
+            let limit = exchange.rule.timeouts.read.unwrap_or(exchange.regime.timeouts.read);
             connection.await_answer(limit);
         }
     }
@@ -201,7 +201,7 @@ impl ProxyHttp for Gate {
     type CTX = Exchange;
 
     fn new_ctx(&self) -> Exchange {
-        Exchange::new(self.clock.now())
+        Exchange::new(self.regime.load_full(), self.clock.now())
     }
 
     /// No modules: nothing is compressed or changed.
@@ -216,15 +216,16 @@ impl ProxyHttp for Gate {
         if let Some(connection) = connection {
             connection.head_done();
             exchange.listener = connection.listener();
-            exchange.limits = *connection.limits();
+            exchange.limits = connection.limits();
             exchange.origin = Origin {
                 peer: connection.peer(),
-                trusted: self.headers.trusts(connection.peer()),
+                trusted: exchange.regime.headers.trusts(connection.peer()),
                 tls: connection.is_tls(),
             };
             exchange.connection = Some(connection);
         }
-        exchange.request_id = self
+        exchange.request_id = exchange
+            .regime
             .headers
             .request_id(&session.req_header().headers, &exchange.origin)
             .unwrap_or_else(new_request_id);
@@ -252,7 +253,7 @@ impl ProxyHttp for Gate {
     ) -> pingora::Result<bool> {
         let decision = match check_bytes(session.as_downstream()) {
             Err(unclear) => Err(unclear.into()),
-            Ok(()) => self.decide(session.req_header(), exchange).await,
+            Ok(()) => Self::decide(session.req_header(), exchange).await,
         };
         let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
@@ -273,10 +274,11 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> pingora::Result<Box<HttpPeer>> {
         let needs = Needs { timeouts: exchange.rule.timeouts, kind: exchange.kind };
-        match self.upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
+        let upstreams = &exchange.regime.upstreams;
+        match upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
             Some(peer) => {
                 Self::await_body(session, exchange);
-                self.bound_wait(session, exchange);
+                Self::bound_wait(session, exchange);
                 Ok(Box::new(peer))
             }
             None => {
@@ -299,7 +301,7 @@ impl ProxyHttp for Gate {
         self.metrics.upstream_failure(failure::cause(&error));
         tracing::warn!(upstream = %peer._address, %error, "cannot connect to an upstream server");
         exchange.tried.push(peer._address.clone());
-        let known = self.upstreams.size(exchange.rule.upstream);
+        let known = exchange.regime.upstreams.size(exchange.rule.upstream);
         error.set_retry(exchange.tried.len() < known.min(MAX_ATTEMPTS));
         error
     }
@@ -326,7 +328,7 @@ impl ProxyHttp for Gate {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        self.prepare(request, exchange)
+        Self::prepare(request, exchange)
     }
 
     async fn request_body_filter(
@@ -371,7 +373,7 @@ impl ProxyHttp for Gate {
                 .as_ref()
                 .inspect(|connection| connection.set_extent(Extent::Tunnel));
         }
-        self.adapt(session, response, exchange)
+        Self::adapt(session, response, exchange)
     }
 
     async fn fail_to_proxy(

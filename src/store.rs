@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
@@ -229,6 +230,9 @@ pub trait Backend: Ledger + 'static {
     /// Makes the store usable if it holds nothing yet. Tells whether it did.
     async fn init(&self) -> Result<bool, StoreError>;
 
+    /// Connections to a server from now on are made with `access`; open ones stay.
+    fn set_access(&self, _access: redis::Access) {}
+
     /// The row of a principal.
     async fn get(&self, principal: PrincipalRef<'_>) -> Result<Option<Row>, StoreError>;
 
@@ -307,7 +311,8 @@ pub struct Stored {
 #[derive(Clone)]
 pub struct Store {
     backend: Arc<dyn Backend>,
-    sealer: Arc<Sealer>,
+    /// Shared by all copies.
+    sealer: Arc<ArcSwap<Sealer>>,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -315,7 +320,7 @@ impl Store {
     /// Joins a backend and a sealer.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, sealer: Sealer) -> Self {
-        Self { backend, sealer: Arc::new(sealer), metrics: None }
+        Self { backend, sealer: Arc::new(ArcSwap::from_pointee(sealer)), metrics: None }
     }
 
     /// Counts and times its operations there.
@@ -502,7 +507,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sealed`] or [`StoreError::Corrupt`].
     pub fn unseal(&self, row: &Row) -> Result<Entry, StoreError> {
-        let payload = open_with(&self.sealer, row)?;
+        let payload = open_with(&self.sealer.load(), row)?;
         payload::read(row.id, &row.principal, &payload)
             .map_err(|what| StoreError::Corrupt(format!("entry of {}: {what}", row.principal)))
     }
@@ -535,7 +540,7 @@ impl Store {
             expect,
             action: Action::Put {
                 id: entry.id,
-                blob: Blob(self.sealer.seal(&entry.principal, entry.id, &payload)),
+                blob: Blob(self.sealer.load().seal(&entry.principal, entry.id, &payload)),
             },
         }
     }

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use ring::digest::{SHA256, digest};
 use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
@@ -161,7 +162,7 @@ enum Report {
 
 /// Counts failed attempts and says who has to wait.
 pub struct Throttle {
-    config: ThrottleConfig,
+    config: ArcSwap<ThrottleConfig>,
     /// `None`: a remote server has the entries.
     store: Option<Store>,
     metrics: Arc<Metrics>,
@@ -196,7 +197,7 @@ impl Throttle {
         now: Moment,
     ) -> Self {
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             store,
             metrics,
             origin: now.monotonic,
@@ -213,6 +214,16 @@ impl Throttle {
         }
     }
 
+    /// Attempts from now on are counted so. What was counted before keeps its time: a bucket that is
+    /// closed opens when it would have, or earlier where more is allowed now.
+    pub fn set_config(&self, config: ThrottleConfig) {
+        self.config.store(Arc::new(config));
+    }
+
+    fn config(&self) -> ThrottleConfig {
+        **self.config.load()
+    }
+
     /// Whether a token of `who` from `source` may be looked at.
     ///
     /// # Errors
@@ -223,7 +234,8 @@ impl Throttle {
         source: Source,
         now: Moment,
     ) -> Result<(), Throttled> {
-        if !self.config.enabled {
+        let config = self.config();
+        if !config.enabled {
             return Ok(());
         }
         let (keys, at) = (self.keys(who, source), self.since_origin(now));
@@ -231,16 +243,15 @@ impl Throttle {
             let retry_after = quota.closed_for(table.get(key), at);
             (!retry_after.is_zero()).then_some(Throttled { retry_after, by })
         };
-        let name = closed(&self.names, keys.name, self.config.per_entry, Scope::Entry);
-        let source_wide =
-            closed(&self.sources, keys.source, self.config.per_address, Scope::Address);
+        let name = closed(&self.names, keys.name, config.per_entry, Scope::Entry);
+        let source_wide = closed(&self.sources, keys.source, config.per_address, Scope::Address);
         let shared = [name, source_wide].into_iter().flatten().max_by_key(|t| t.retry_after);
         let shared = match shared {
             Some(_) if self.is_known(who, source, keys, at, now).await => None,
             shared => shared,
         };
         // Last: what failed while the store was asked has been counted.
-        let own = closed(&self.pairs, keys.pair, self.config.per_source, Scope::Source);
+        let own = closed(&self.pairs, keys.pair, config.per_source, Scope::Source);
         match own.into_iter().chain(shared).max_by_key(|t| t.retry_after) {
             None => Ok(()),
             Some(throttled) => {
@@ -252,7 +263,8 @@ impl Throttle {
 
     /// Counts a refused token. `id` is that of the entry, if there is one.
     pub fn failed(&self, who: PrincipalRef<'_>, source: Source, id: Option<EntryId>, now: Moment) {
-        if !self.config.enabled {
+        let config = self.config();
+        if !config.enabled {
             return;
         }
         let (keys, at) = (self.keys(who, source), self.since_origin(now));
@@ -261,15 +273,15 @@ impl Throttle {
             !quota.closed_for(level, at).is_zero()
         };
         let closed = |scope, is: bool| is.then(|| log_closed(scope, who, source, id));
-        closed(Scope::Source, fail(&self.pairs, keys.pair, self.config.per_source));
+        closed(Scope::Source, fail(&self.pairs, keys.pair, config.per_source));
         // A source that is known under this name is held by its own bucket alone.
         let is_known = self.successes.get(keys.pair) > at && !self.has_lapsed(keys, at);
         if is_known {
             self.lapses.update(keys.pair, |level| LAPSES.after_failure(level, at));
         } else {
-            closed(Scope::Entry, fail(&self.names, keys.name, self.config.per_entry));
+            closed(Scope::Entry, fail(&self.names, keys.name, config.per_entry));
             if !matches!(source, Source::Service(_)) {
-                closed(Scope::Address, fail(&self.sources, keys.source, self.config.per_address));
+                closed(Scope::Address, fail(&self.sources, keys.source, config.per_address));
             }
         }
         // Made for unknown names too: that is the work that could be noticed.
@@ -282,14 +294,15 @@ impl Throttle {
 
     /// Notes that `who` proved itself.
     pub fn succeeded(&self, who: PrincipalRef<'_>, source: Source, now: Moment) {
-        if !self.config.enabled {
+        let config = self.config();
+        if !config.enabled {
             return;
         }
         let (keys, at) = (self.keys(who, source), self.since_origin(now));
         if !self.lapses.get(keys.pair).is_zero() {
             self.lapses.set(keys.pair, Duration::ZERO);
         }
-        let keep = self.config.remember_success;
+        let keep = config.remember_success;
         let fresh = at + keep.saturating_sub(REFRESH.min(keep / 4));
         let until = self.successes.get(keys.pair);
         if until >= fresh || (until <= at && !self.admit(keys, at)) {
@@ -409,17 +422,17 @@ impl Throttle {
     /// Whether the store took it.
     async fn tell(&self, batch: Vec<Report>, now: Moment) -> bool {
         let Some(store) = &self.store else { return true };
-        let reports = batch.len() as u64;
+        let (config, reports) = (self.config(), batch.len() as u64);
         let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
         for report in batch {
             match report {
                 Report::Succeeded(key) => successes.push(key),
                 Report::Failed { keys, pair, name } => {
-                    let quota = self.config.per_source;
+                    let quota = config.per_source;
                     failures.push(Failure { bucket: pair, quota });
                     places.push((&self.pairs, keys.pair, quota));
                     if let Some(name) = name {
-                        let quota = self.config.per_entry;
+                        let quota = config.per_entry;
                         failures.push(Failure { bucket: name, quota });
                         places.push((&self.names, keys.name, quota));
                     }
@@ -428,7 +441,7 @@ impl Throttle {
         }
         let told = async {
             if !successes.is_empty() {
-                store.remember(&successes, self.config.remember_success, now.unix).await?;
+                store.remember(&successes, config.remember_success, now.unix).await?;
             }
             if failures.is_empty() {
                 Ok(Vec::new())
@@ -458,11 +471,11 @@ impl Throttle {
     }
 
     fn look_around(&self, now: Moment) {
-        let at = self.since_origin(now);
+        let (config, at) = (self.config(), self.since_origin(now));
         for (table, quota, scope) in [
-            (&self.pairs, self.config.per_source, Scope::Source),
-            (&self.names, self.config.per_entry, Scope::Entry),
-            (&self.sources, self.config.per_address, Scope::Address),
+            (&self.pairs, config.per_source, Scope::Source),
+            (&self.names, config.per_entry, Scope::Entry),
+            (&self.sources, config.per_address, Scope::Address),
         ] {
             let closed = table.count(|level| !quota.closed_for(level, at).is_zero());
             self.metrics.set_throttled(scope.as_str(), closed);

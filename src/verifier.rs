@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tracing::error;
 
 use crate::clock::Moment;
@@ -204,15 +205,33 @@ pub struct Entries {
     pub directory: Arc<Directory>,
     /// Where they are kept.
     pub store: Store,
-    nobody: Nobody,
+    rules: ArcSwap<Rules>,
 }
 
 impl Entries {
     /// The entries of `directory`, which follows `store`.
     #[must_use]
     pub fn new(directory: Arc<Directory>, store: Store) -> Self {
-        let nobody = Nobody::new(&Seed::random(), directory.rules());
-        Self { directory, store, nobody }
+        let rules = ArcSwap::from_pointee(Rules::new(directory.rules()));
+        Self { directory, store, rules }
+    }
+
+    /// Changes the rules that tokens are checked under, here and in the directory.
+    pub fn set_rules(&self, rules: TokenRules) {
+        self.directory.set_rules(rules);
+        self.rules.store(Arc::new(Rules::new(self.directory.rules())));
+    }
+}
+
+/// What is the same for all entries of a realm; replaced as a whole.
+struct Rules {
+    of: Arc<TokenRules>,
+    nobody: Nobody,
+}
+
+impl Rules {
+    fn new(of: Arc<TokenRules>) -> Self {
+        Self { nobody: Nobody::new(&Seed::random(), &of), of }
     }
 }
 
@@ -364,13 +383,13 @@ impl Entries {
         let Attempt { who, token, .. } = attempt;
         let malformed = Token::parse("000000").expect("six digits");
         let claimed = token.unwrap_or(&malformed);
-        let nobody = self.nobody.of(who.realm());
+        let rules = self.rules.load();
+        let nobody = rules.nobody.of(who.realm());
+        let RealmRules { skew_steps: skew, reuse, .. } = *rules.of.of(who.realm());
         let Some(credential) = credential else {
-            let skew = self.directory.rules().of(who.realm()).skew_steps;
             let _ = (nobody.check(claimed, now.unix, skew), nobody.check(claimed, now.unix, skew));
             return Err(Denied::UnknownPrincipal);
         };
-        let skew = credential.skew_steps;
         let current = credential.generator.check(claimed, now.unix, skew);
         let previous = credential.previous.as_ref().filter(|previous| previous.until > now.unix);
         let matched = match (current, previous) {
@@ -392,7 +411,7 @@ impl Entries {
                 step,
                 serial,
                 previous,
-                reuse: credential.reuse,
+                reuse,
                 window: mark_time(credential.generator.step_seconds(), skew),
             }),
             _ => Err(Denied::WrongToken),

@@ -187,9 +187,8 @@ impl Api {
         note: &mut Note,
     ) -> Result<(Option<Principal>, &'static str), Denied> {
         let at = self.clock.now();
-        let policy = self.policy.load();
         let method = MethodName::parse(told.method)?;
-        let head = Head::read(&policy, method, told.authority, told.target)?;
+        let head = Head::read(&self.policy, method, told.authority, told.target)?;
         let client = client_address(told.headers, told.sender, &self.config.trusted_proxies);
         note.asked = Some(Box::new(Subject {
             client,
@@ -199,7 +198,7 @@ impl Api {
         }));
         self.check_aliases(told.headers)?;
         let asked = Asked { method, head: &head, headers: told.headers, client, request_id, at };
-        let decided = self.decider.decide(&policy, asked).await.outcome;
+        let decided = self.decider.decide(&self.policy, asked).await.outcome;
         let took = self.clock.now().monotonic.saturating_duration_since(at.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         match decided {

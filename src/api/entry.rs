@@ -1,5 +1,7 @@
 //! Entries as JSON, and the fields of a request that change them.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json, json};
 
 use super::body::Fields;
@@ -19,17 +21,17 @@ const NOT_NFC: &str = "Use Unicode normalization form C.";
 const UNPRINTABLE: &str = "Control and invisible characters are not allowed.";
 
 /// What of an entry is shown.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct View {
     /// Whether to show the seed.
     pub(super) seed: bool,
     /// Whether to show all fields.
     pub(super) full: bool,
     /// For the effective token settings.
-    pub(super) rules: &'a TokenRules,
+    pub(super) rules: Arc<TokenRules>,
 }
 
-impl View<'_> {
+impl View {
     /// What is stored as JSON. An entry that cannot be opened is marked by an `error`, so that it can
     /// be found and deleted; the log says why.
     pub(super) fn stored(&self, stored: &Stored) -> Json {
@@ -359,22 +361,25 @@ mod tests {
         let Entry { id, principal, .. } = entry();
         let entry = Err(crate::store::StoreError::Corrupt("s3cr3t cause".into()));
         let stored = Stored { id, principal, revision: crate::store::Version(1), entry };
-        let rules = TokenRules::default();
+        let rules = Arc::new(TokenRules::default());
         let mut expected = json!({
             "id": 7, "name": "alice", "realm": "staff",
             "error": "This entry cannot be opened, the gate's log says why.",
         });
-        assert_eq!(View { seed: false, full: true, rules: &rules }.stored(&stored), expected);
+        assert_eq!(
+            View { seed: false, full: true, rules: rules.clone() }.stored(&stored),
+            expected
+        );
         expected["seed"] = Json::Null;
-        assert_eq!(View { seed: true, full: false, rules: &rules }.stored(&stored), expected);
+        assert_eq!(View { seed: true, full: false, rules }.stored(&stored), expected);
     }
 
     #[test]
     fn effective_settings_are_shown_in_full() {
-        let rules = TokenRules::default();
-        let brief = View { seed: false, full: false, rules: &rules }.of(&entry());
+        let rules = Arc::new(TokenRules::default());
+        let brief = View { seed: false, full: false, rules: rules.clone() }.of(&entry());
         assert_eq!(brief, json!({"id": 7, "name": "alice", "realm": "staff"}));
-        let full = View { seed: true, full: true, rules: &rules }.of(&entry());
+        let full = View { seed: true, full: true, rules }.of(&entry());
         assert_eq!(
             full,
             json!({

@@ -151,7 +151,7 @@ impl Api {
     }
 
     /// How entries are shown to this call.
-    pub(super) fn view<'a>(&self, call: &Call<'a>) -> Result<View<'a>, ApiError> {
+    pub(super) fn view(&self, call: &Call<'_>) -> Result<View, ApiError> {
         let full = wants_full(call)?;
         Ok(View { seed: self.config.reveal_seeds, full, rules: call.entries.directory.rules() })
     }

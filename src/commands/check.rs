@@ -82,7 +82,7 @@ fn problems(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let listen = [&config.proxy.listen, &config.api.listen, &config.ops.listen];
     for tls in listen.into_iter().flatten().filter_map(|listen| listen.tls.as_ref()) {
-        problems.extend(Certificate::load(tls.clone()).err().map(|e| e.to_string()));
+        problems.extend(Certificate::load(tls).err().map(|e| e.to_string()));
     }
     problems.extend(match &config.remote {
         None => Store::check(&config.store).err().map(|e| e.to_string()),

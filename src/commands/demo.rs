@@ -143,7 +143,7 @@ impl Demo {
         let folder = tempfile::Builder::new().prefix("otpgate-demo-").tempdir()?;
         let upstream = start_upstream()?;
         let config = settings(folder.path(), &upstream)?;
-        let logging = crate::logging::init(&config.log)?;
+        let (logging, _) = crate::logging::init(&config.log)?;
         let store = Store::open(&config.store)?;
         store.init().await?;
         let admin = Principal::parse("admin", config.realms.admin.as_str())?;

@@ -39,7 +39,7 @@ pub async fn run(args: RekeyArgs) -> Result<ExitCode, Failure> {
     let Sealing::KeyFile { old, .. } = &config.store.sealing else {
         return Err("`store.sealing` is off: there is no key to seal entries with".into());
     };
-    let _logging = logging::init(&config.log)?;
+    let (_logging, _) = logging::init(&config.log)?;
     let store = Store::open(&config.store)?;
     let mut progress = Progress::of_store("sealing", &store).await;
     let report = store

@@ -11,29 +11,34 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::api::Api;
 use crate::audit::Event;
 use crate::cli::Failure;
 use crate::clock::{Clock, SystemClock};
 use crate::config::warnings::{Warning, warnings};
 use crate::config::{Address, Config, ShutdownConfig};
-use crate::decision::Decider;
 use crate::directory::Directory;
 use crate::directory::follower::{Follower, watch_currency};
+use crate::logging::LevelHandle;
 use crate::metrics::Metrics;
 use crate::net::service::TowerApp;
 use crate::net::{Drain, Handle, Inherited, LAST_CHANCE, Listener};
 use crate::ops::Ops;
 use crate::policy::Mode;
-use crate::proxy::{self, Upstreams};
+use crate::proxy;
 use crate::remote::Remote;
 use crate::store::Store;
 use crate::throttle::Throttle;
 use crate::verifier::{Basis, Entries, Verifier};
 
+mod live;
 mod manager;
+mod reload;
+mod source;
 mod upgrade;
 
+use live::{Core, Live};
+use reload::Reloader;
+pub use source::Source;
 use upgrade::{Predecessor, Program};
 
 /// Time between two looks whether entries are current.
@@ -41,12 +46,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Before the end of the grace, so that what has a bound of its own ends by that.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs the gate until SIGTERM or SIGINT, or until another process has taken over (SIGUSR2). `takes_over`: from
-/// the gate that started this process.
+/// Runs the gate with `config` until SIGTERM or SIGINT, or until another process has taken over (SIGUSR2); other
+/// settings come from `source` meanwhile. `takes_over`: from the gate that started this process.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
+pub fn run(config: Config, source: Source, takes_over: bool) -> Result<ExitCode, Failure> {
     // Before there are threads.
     let (predecessor, mut inherited) = if takes_over {
         let (predecessor, inherited) = Predecessor::meet()?;
@@ -57,10 +62,8 @@ pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
         (None, inherited)
     };
     let program = Program::of_this_process()?;
-    let _logging = crate::logging::init(&config.log)?;
-    for Warning { key, text } in warnings(&config) {
-        warn!(key, "unsafe setting: {text}");
-    }
+    let (_logging, level) = crate::logging::init(&config.log)?;
+    warnings(&config).iter().for_each(warn_of);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.proxy.threads {
         runtime.worker_threads(threads);
@@ -68,10 +71,11 @@ pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
     let runtime = runtime.enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::new()?;
+        let hangups = signal(SignalKind::hangup())?;
         // Nothing is refused where the whole gate only reports.
         let reports = config.proxy.mode == Mode::Report;
         let in_queue = !inherited.left().is_empty();
-        let server = Server::prepare(config, Arc::new(SystemClock), &mut inherited).await?;
+        let mut server = Server::prepare(config, Arc::new(SystemClock), &mut inherited).await?;
         check_left(&inherited, takes_over)?;
         match predecessor {
             Some(predecessor) => predecessor.succeed(&server).await?,
@@ -85,6 +89,7 @@ pub fn run(config: Config, takes_over: bool) -> Result<ExitCode, Failure> {
             }
         }
         note_gate("started", reports.then_some("report_mode"));
+        server.reload_from(source, hangups, level);
         let end = signals.end(&server, &program).await;
         // A second signal means now.
         tokio::select! {
@@ -190,6 +195,10 @@ fn check_left(inherited: &Inherited, takes_over: bool) -> Result<(), Failure> {
     Err(format!("{told} `{left}`, where nothing is to listen: {fix}").into())
 }
 
+fn warn_of(Warning { key, text }: &Warning) {
+    warn!(key, "unsafe setting: {text}");
+}
+
 /// Adds to the audit trail that this gate has started or stopped.
 fn note_gate(outcome: &'static str, reason: Option<&'static str>) {
     Event { action: "gate", outcome, reason, ..Event::default() }.log();
@@ -206,7 +215,9 @@ pub struct Server {
     verifier: Arc<Verifier>,
     throttle: Arc<Throttle>,
     clock: Arc<dyn Clock>,
-    shutdown: ShutdownConfig,
+    shutdown: Arc<ArcSwap<ShutdownConfig>>,
+    /// `None`: it is a reloader's.
+    live: Option<Live>,
     /// Where claims are checked, for the log.
     store: String,
     first_load_within: Duration,
@@ -263,7 +274,6 @@ impl Server {
         let throttle =
             Arc::new(Throttle::new(config.throttle, store, metrics.clone(), clock.now()));
         let verifier = Arc::new(Verifier::new(basis, throttle.clone(), metrics.clone()));
-        let policy = Arc::new(ArcSwap::from_pointee(config.policy()));
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
         let (closing_ops, _) = watch::channel(false);
@@ -271,34 +281,24 @@ impl Server {
         let (closing_back, _) = watch::channel(false);
         let (mut front, mut back) = (JoinSet::new(), JoinSet::new());
 
-        if !addresses[0].is_empty() {
-            let upstreams = Arc::new(Upstreams::new(&config.proxy, metrics.clone())?);
-            let gate = proxy::app(proxy::Parts {
-                verifier: verifier.clone(),
-                policy: policy.clone(),
-                headers: config.headers.clone(),
-                config: config.proxy.clone(),
-                upstreams: upstreams.clone(),
-                metrics: metrics.clone(),
-                clock: clock.clone(),
-                access_log: config.log.access,
-            });
-            upstreams.resolve().await;
-            let stop = closing_back.subscribe();
-            back.spawn(async move { upstreams.run(stop).await });
-            front.spawn(once(opening.subscribe(), callers.run(gate, closing.subscribe())));
+        let core = Core {
+            throttle: throttle.clone(),
+            verifier: verifier.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let store = source_of(&config);
+        let first_load_within =
+            config.remote.as_ref().map_or(config.store.max_stale, |remote| remote.max_stale);
+        let terms = [&callers, &api, &ops].map(Listener::terms);
+        let live = Live::start(core, config, terms, closing_back.subscribe()).await?;
+        let shutdown = live.shutdown.clone();
+        if let Some(gate) = &live.gate {
+            let app = proxy::app(gate.regime.clone(), metrics.clone(), clock.clone());
+            front.spawn(once(opening.subscribe(), callers.run(app, closing.subscribe())));
         }
         if !addresses[1].is_empty() {
-            let api_app = Api {
-                decider: Decider::new(verifier.clone(), config.headers.clone()),
-                verifier: verifier.clone(),
-                policy,
-                clock: clock.clone(),
-                metrics: metrics.clone(),
-                realms: config.realms.clone(),
-                config: config.api.clone(),
-            };
-            let app = Arc::new(TowerApp::new(api_app.router()));
+            let app = Arc::new(TowerApp::replaceable(live.api.clone()));
             front.spawn(once(opening.subscribe(), api.run(app, closing.subscribe())));
         }
         if !addresses[2].is_empty() {
@@ -320,12 +320,10 @@ impl Server {
             verifier,
             throttle,
             clock,
-            shutdown: config.shutdown,
-            store: source_of(&config),
-            first_load_within: config
-                .remote
-                .as_ref()
-                .map_or(config.store.max_stale, |remote| remote.max_stale),
+            shutdown,
+            live: Some(live),
+            store,
+            first_load_within,
             metrics,
             handles,
             drain,
@@ -337,6 +335,14 @@ impl Server {
             front,
             back,
         })
+    }
+
+    /// From now on has `source` read again when it changes, and at each of `hangups`.
+    fn reload_from(&mut self, source: Source, hangups: Signal, level: LevelHandle) {
+        let Some(live) = self.live.take() else { return };
+        let (metrics, clock) = (self.metrics.clone(), self.clock.clone());
+        let reloader = Reloader { source, live, level, metrics, clock, hangups };
+        self.back.spawn(reloader.run());
     }
 
     /// Waits for entries, as long as callers may be let wait for a store: they wait in the queue of a service
@@ -353,6 +359,7 @@ impl Server {
 
     /// Begins to accept connections.
     pub fn open(&self) {
+        self.metrics.started(self.clock.now().unix);
         self.opening.send_replace(true);
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -383,12 +390,12 @@ impl Server {
         self.drain.announce();
         if end == End::Stopped {
             self.draining.send_replace(true);
-            tokio::time::sleep(self.shutdown.delay).await;
+            tokio::time::sleep(self.shutdown.load().delay).await;
         }
-        let grace = self.shutdown.grace;
+        let ShutdownConfig { grace, streams, .. } = **self.shutdown.load();
         let nearly_all = grace.saturating_sub(MARGIN).max(LAST_CHANCE);
         let idle = if end == End::Succeeded { nearly_all } else { LAST_CHANCE };
-        self.drain.set_bounds(idle, self.shutdown.streams.min(nearly_all));
+        self.drain.set_bounds(idle, streams.min(nearly_all));
         if end == End::Succeeded {
             for handle in &self.handles {
                 handle.keep_file(true);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::{Table, Value};
@@ -18,7 +18,7 @@ use super::throttle::read_throttle;
 use super::tokens::{read_realms, read_rules};
 use super::{
     Address, AuditTo, Config, Listen, LogConfig, LogFormat, ProcessConfig, ProxyConfig,
-    ReservedRealms, ShutdownConfig,
+    ReloadConfig, ReservedRealms, ShutdownConfig,
 };
 use crate::directory::RealmRules;
 use crate::entry::Realm;
@@ -35,6 +35,9 @@ pub const ENV_PREFIX: &str = "OTPGATE_";
 const API: &str = "127.0.0.1:8081";
 /// As a listener's only address: it is not opened.
 const OFF: &str = "off";
+/// How often files are looked at, unless set otherwise, and at most.
+const WATCH: Duration = Duration::from_secs(2);
+const SHORTEST_WATCH: Duration = Duration::from_millis(100);
 
 /// A flag that sets a key.
 #[derive(Clone, Debug)]
@@ -66,6 +69,17 @@ impl ConfigError {
     }
 }
 
+/// Settings, and what they came from.
+pub struct Loaded {
+    /// The configuration file that was read.
+    pub file: Option<PathBuf>,
+    /// Every file whose contents matter: the configuration file, also where it may come to be, and those
+    /// that settings name. Of a file that is no TOML it is the file alone.
+    pub files: Vec<PathBuf>,
+    /// The settings, or everything that is wrong.
+    pub config: Result<Config, ConfigError>,
+}
+
 /// Reads `file` (or [`DEFAULT_PATH`] if that exists), `env` and `flags`.
 ///
 /// # Errors
@@ -75,13 +89,23 @@ pub fn load(
     env: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag],
 ) -> Result<Config, ConfigError> {
-    let table = match file {
-        Some(path) => read_file(path)?,
-        // If nobody can tell whether it exists, reading it says why.
-        None if Path::new(DEFAULT_PATH).try_exists().unwrap_or(true) => {
-            read_file(Path::new(DEFAULT_PATH))?
-        }
-        None => Table::new(),
+    load_noting_files(file, env, flags).config
+}
+
+/// As [`load`], and tells which files that depends on.
+pub fn load_noting_files(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+    flags: &[Flag],
+) -> Loaded {
+    let path = file.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+    // If nobody can tell whether it exists, reading it says why.
+    let is_read = file.is_some() || path.try_exists().unwrap_or(true);
+    let table = if is_read { read_file(&path) } else { Ok(Table::new()) };
+    let file = is_read.then(|| path.clone());
+    let table = match table {
+        Ok(table) => table,
+        Err(error) => return Loaded { file, files: vec![path], config: Err(error) },
     };
     let mut sources = Sources { table, ..Sources::default() };
     for (name, value) in env {
@@ -93,9 +117,12 @@ pub fn load(
         sources.set(path, Value::String(flag.value.clone()), origin);
     }
     let mut root = Section::root(sources.table, sources.origins, sources.problems);
+    root.depends_on(&path);
     let config = read(&mut root);
+    let files = root.files();
     let problems = root.problems();
-    if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    let config = if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) };
+    Loaded { file, files, config }
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
@@ -189,6 +216,7 @@ fn read(root: &mut Section) -> Config {
     let throttle = read_throttle(root.section("throttle"));
     let log = read_log(root.section("log"));
     let shutdown = read_shutdown(root.section("shutdown"));
+    let reload = read_reload(root.section("reload"));
     let process = read_process(root.section("process"));
     let routes = read_routes(root, &mut upstreams);
     let proxy = ProxyConfig { upstreams, ..proxy };
@@ -204,6 +232,7 @@ fn read(root: &mut Section) -> Config {
         throttle,
         log,
         shutdown,
+        reload,
         process,
         routes,
     };
@@ -256,6 +285,15 @@ fn read_shutdown(mut s: Section) -> ShutdownConfig {
         streams: streams.unwrap_or(Duration::from_secs(10)).min(grace),
         upgrade_timeout: s.duration("upgrade_timeout").unwrap_or(Duration::from_secs(60)),
     };
+    s.finish();
+    config
+}
+
+fn read_reload(mut s: Section) -> ReloadConfig {
+    let config = ReloadConfig { watch: s.duration_or_off("watch").unwrap_or(Some(WATCH)) };
+    if config.watch.is_some_and(|watch| watch < SHORTEST_WATCH) {
+        s.problem("watch", "must be at least 100ms: each look reads all files");
+    }
     s.finish();
     config
 }

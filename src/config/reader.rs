@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub(super) struct Origin {
 
 struct Shared {
     problems: RefCell<Vec<Problem>>,
+    /// Files that settings name, whether they could be read or not.
+    files: RefCell<BTreeSet<PathBuf>>,
     /// By key path.
     origins: BTreeMap<String, Origin>,
 }
@@ -62,7 +64,11 @@ impl Section {
         origins: BTreeMap<String, Origin>,
         problems: Vec<Problem>,
     ) -> Self {
-        let shared = Rc::new(Shared { origins, problems: RefCell::new(problems) });
+        let shared = Rc::new(Shared {
+            origins,
+            problems: RefCell::new(problems),
+            files: RefCell::default(),
+        });
         Self { shared, path: String::new(), table, asked: BTreeSet::new() }
     }
 
@@ -74,6 +80,16 @@ impl Section {
             None => path,
         };
         self.shared.problems.borrow_mut().push(Problem { key, message: message.to_string() });
+    }
+
+    /// Notes that a setting depends on the contents of `path`.
+    pub(super) fn depends_on(&self, path: &Path) {
+        self.shared.files.borrow_mut().insert(path.to_owned());
+    }
+
+    /// What [`Self::depends_on`] was told so far, in any section.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.shared.files.borrow().iter().cloned().collect()
     }
 
     /// Whether `key` is set.
@@ -249,6 +265,7 @@ impl Section {
     /// An existing file's path.
     pub(super) fn file(&mut self, key: &str) -> Option<PathBuf> {
         let path: PathBuf = self.get(key)?;
+        self.depends_on(&path);
         if let Err(error) = std::fs::File::open(&path) {
             self.problem(key, format_args!("cannot read `{}`: {error}", path.display()));
         }
@@ -270,6 +287,7 @@ impl Section {
             },
         };
         let path: Option<PathBuf> = self.get(&file_key);
+        path.iter().for_each(|path| self.depends_on(path));
         if direct.is_some() && path.is_some() {
             self.problem(key, format_args!("`{key}` and `{file_key}` are both set: keep one"));
             return None;

@@ -148,12 +148,15 @@ fn read_sealing(s: &mut Section, url: &StoreUrl) -> Sealing {
         }
         return Sealing::Off;
     }
+    old.iter().chain(&named).for_each(|path| s.depends_on(path));
     match (named, url) {
         (Some(path), _) => Sealing::KeyFile { path, old, make: false },
         (None, StoreUrl::Sqlite(file)) => {
             let mut path = file.clone().into_os_string();
             path.push(".key");
-            Sealing::KeyFile { path: path.into(), old, make: true }
+            let path = PathBuf::from(path);
+            s.depends_on(&path);
+            Sealing::KeyFile { path, old, make: true }
         }
         (None, StoreUrl::Redis(_)) => {
             s.problem(

@@ -57,7 +57,7 @@ impl Follower {
     /// A follower for `directory`, of its store; [`Self::run`] does the work.
     #[must_use]
     pub fn new(directory: Arc<Directory>, clock: Arc<dyn Clock>) -> Self {
-        let Opener { store, metrics } = directory.opener.clone();
+        let Opener { store, metrics, .. } = directory.opener.clone();
         let (place, pause, load_cost) = (None, RETRY_MIN, Duration::ZERO);
         Self { store, directory, clock, metrics, place, pause, load_cost }
     }
@@ -118,6 +118,9 @@ impl Follower {
         feed.narrow(self.directory.scope().clone());
         let kept_until = self.clock.now().monotonic + KEPT_WHILE_EMPTY;
         loop {
+            if self.directory.must_reopen() {
+                self.place = None;
+            }
             let advanced = match &self.place {
                 None => self.load(feed.as_mut()).await,
                 Some(at) => {
@@ -189,7 +192,7 @@ impl Follower {
     /// would be busy for everybody.
     async fn await_turn(&self) {
         if self.load_cost >= CHEAP_LOAD {
-            let most = self.directory.max_stale / MAX_LOAD_SPREAD;
+            let most = self.directory.max_stale() / MAX_LOAD_SPREAD;
             let spread = (self.load_cost * LOAD_SPREAD).min(most);
             tokio::time::sleep(spread.mul_f64(rand::random_range(0.0..=1.0))).await;
         }

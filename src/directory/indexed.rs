@@ -110,7 +110,7 @@ impl Indexed {
     pub(super) async fn fetch(
         &self,
         who: PrincipalRef<'_>,
-        rules: &TokenRules,
+        rules: &ArcSwap<TokenRules>,
     ) -> Result<Option<Arc<Slot>>, StoreError> {
         let fetching = async {
             let permit = self.fetches.acquire().await;
@@ -134,7 +134,7 @@ impl Indexed {
     async fn fetch_current(
         &self,
         who: PrincipalRef<'_>,
-        rules: &TokenRules,
+        rules: &ArcSwap<TokenRules>,
     ) -> Result<Option<Arc<Slot>>, StoreError> {
         let name = NamePrint::of(who);
         for _ in 0..ATTEMPTS {
@@ -145,7 +145,8 @@ impl Indexed {
             let Some(row) = self.opener.store.get_since(who, &floor).await? else {
                 return Ok(None);
             };
-            let slot = Arc::new(self.opener.open(&row, rules));
+            // The part is no older than these: whoever changes them has all loaded into another part then.
+            let slot = Arc::new(self.opener.open(&row, &rules.load()));
             let changes = part.stripe(name);
             if *changes == before && Arc::ptr_eq(&part, &self.part.load()) {
                 part.kept.insert(row.principal, slot.clone());

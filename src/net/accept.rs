@@ -3,25 +3,26 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::l4::stream::Stream;
 use prometheus::IntGauge;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
+use super::client::is_trusted;
 use super::connection::Connection;
 use super::drain::Drain;
 use super::guard::Guard;
 use super::http::Driven;
 use super::socket::Socket;
 use super::sources::Sources;
-use super::tls::Certificate;
-use crate::config::Limits;
+use super::terms::Terms;
 use crate::metrics::Metrics;
 
 /// Shortest and longest pause after the kernel could not give us a connection.
@@ -32,18 +33,15 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct AcceptLoop<A> {
     pub(super) listener: &'static str,
-    pub(super) tls: Option<Arc<Certificate>>,
-    pub(super) h2c: bool,
-    /// Peers that may connect; empty: any.
-    pub(super) allow_from: Vec<IpNet>,
-    pub(super) limits: Limits,
+    /// May be replaced at any time.
+    pub(super) terms: Arc<ArcSwap<Terms>>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) slots: Arc<Slots>,
     pub(super) sources: Arc<Sources>,
     pub(super) refusals: Occasional,
     pub(super) open: IntGauge,
     pub(super) drain: Arc<Drain>,
-    pub(super) app: Arc<Driven<A>>,
+    pub(super) app: Arc<A>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -81,7 +79,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
 
     /// Serves `stream` in a task of its own, or closes it.
     fn start(&mut self, connections: &mut JoinSet<()>, stream: Stream, peer: Option<IpAddr>) {
-        let held = match self.admit(peer) {
+        let terms = self.terms.load_full();
+        let held = match self.admit(&terms, peer) {
             Ok(held) => held,
             Err(cause) => {
                 self.metrics.connection_refused(self.listener, cause);
@@ -92,24 +91,23 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
                 return;
             }
         };
-        let is_tls = self.tls.is_some();
-        let (stop, drain) = (self.stop.clone(), self.drain.clone());
-        let connection = Connection::new(self.listener, peer, is_tls, self.limits, stop, drain);
-        let app = self.app.clone();
+        let is_tls = terms.tls.is_some();
+        let (of, stop, drain) = (self.terms.clone(), self.stop.clone(), self.drain.clone());
+        let connection = Connection::new(self.listener, peer, is_tls, of, stop, drain);
+        let app = Driven::new(self.app.clone(), terms.limits, self.metrics.clone());
         let metrics = self.metrics.clone();
-        let tls = self.tls.clone();
         let stop = self.stop.clone();
-        let h2c = self.h2c;
         connections.spawn(async move {
             let _held = held;
-            let Some(tls) = tls else {
-                app.serve(Guard::new(stream, connection, metrics, &stop), h2c, &stop).await;
+            let Some(tls) = &terms.tls else {
+                app.serve(Guard::new(stream, connection, metrics, &stop), terms.h2c, &stop).await;
                 return;
             };
-            let limit = connection.limits().head_timeout;
-            let refused = match timeout(limit, tls.accept(stream)).await {
+            let refused = match timeout(terms.limits.head_timeout, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    app.serve(Guard::new(stream, connection, metrics, &stop), h2c, &stop).await;
+                    // What it came in under may be large, and is not needed any more.
+                    drop(terms);
+                    app.serve(Guard::new(stream, connection, metrics, &stop), false, &stop).await;
                     return;
                 }
                 Ok(Err(_)) => "tls",
@@ -122,13 +120,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
     /// What a new connection takes of the listener's capacity, or why it gets none. Beyond a cap it
     /// is closed at once: a client that is told may go elsewhere, one in the kernel's queue can only
     /// wait.
-    fn admit(&self, peer: Option<IpAddr>) -> Result<impl Send + use<A>, &'static str> {
-        let allowed = |peer| self.allow_from.iter().any(|net| net.contains(&peer));
-        if !self.allow_from.is_empty() && !peer.is_none_or(allowed) {
+    fn admit(
+        &self,
+        terms: &Terms,
+        peer: Option<IpAddr>,
+    ) -> Result<impl Send + use<A>, &'static str> {
+        let allowed = |peer| terms.allow_from.iter().any(|net| net.contains(&peer));
+        if !terms.allow_from.is_empty() && !peer.is_none_or(allowed) {
             return Err("source");
         }
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| "limit")?;
-        let source = self.sources.admit(peer).ok_or("source_limit")?;
+        let slot = self.slots.take(terms.limits.max_connections).ok_or("limit")?;
+        let counted = peer.filter(|peer| !is_trusted(Some(*peer), &terms.trusted));
+        let most = terms.limits.max_connections_per_source;
+        let source = self.sources.admit(counted, most).ok_or("source_limit")?;
         Ok((slot, source, Open::new(self.open.clone())))
     }
 
@@ -142,6 +146,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// How many connections a listener holds, on all addresses.
+#[derive(Default)]
+pub(super) struct Slots(AtomicUsize);
+
+impl Slots {
+    /// Takes one of `max`, unless all are taken, as long as what is returned lives.
+    fn take(self: &Arc<Self>, max: usize) -> Option<Slot> {
+        let slot = Slot(self.clone());
+        (self.0.fetch_add(1, Ordering::Relaxed) < max).then_some(slot)
+    }
+}
+
+struct Slot(Arc<Slots>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Lets one line of many of a kind be logged every now and then: who connects decides how many there

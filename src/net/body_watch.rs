@@ -131,11 +131,13 @@ impl BodyWatch {
 
 #[cfg(test)]
 mod tests {
+    use arc_swap::ArcSwap;
     use tokio::sync::watch;
 
     use super::*;
-    use crate::config::Limits;
+    use crate::config::{Address, Limits, Listen};
     use crate::net::Drain;
+    use crate::net::terms::Terms;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -144,7 +146,10 @@ mod tests {
         let (stop, stopping) = watch::channel(false);
         let drain = Arc::<Drain>::default();
         drain.set_bounds(SECOND, 60 * SECOND);
-        (stop, Connection::new("proxy", None, false, Limits::default(), stopping, drain))
+        let anywhere = Listen::at(Address::Unix("/nowhere".into()));
+        let terms = Terms::read(&anywhere, Limits::default(), &[]).unwrap();
+        let terms = Arc::new(ArcSwap::from_pointee(terms));
+        (stop, Connection::new("proxy", None, false, terms, stopping, drain))
     }
 
     fn begin() -> Arc<BodyWatch> {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::sync::watch;
 
 use super::drain::Drain;
+use super::terms::Terms;
 use crate::config::Limits;
 use crate::logging::ACCESS;
 
@@ -27,7 +29,7 @@ pub struct Connection {
     listener: &'static str,
     peer: Option<IpAddr>,
     tls: bool,
-    limits: Limits,
+    terms: Arc<ArcSwap<Terms>>,
     stop: watch::Receiver<bool>,
     drain: Arc<Drain>,
     /// What the HTTP/1.1 exchange on it is: an [`Extent`].
@@ -49,7 +51,7 @@ impl Connection {
         listener: &'static str,
         peer: Option<IpAddr>,
         tls: bool,
-        limits: Limits,
+        terms: Arc<ArcSwap<Terms>>,
         stop: watch::Receiver<bool>,
         drain: Arc<Drain>,
     ) -> Arc<Self> {
@@ -57,7 +59,7 @@ impl Connection {
             listener,
             peer,
             tls,
-            limits,
+            terms,
             stop,
             drain,
             extent: AtomicU8::new(Extent::Request as u8),
@@ -101,10 +103,10 @@ impl Connection {
         self.tls
     }
 
-    /// Its bounds.
+    /// Its bounds as of now; they may change from one request to the next.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn limits(&self) -> Limits {
+        self.terms.load().limits
     }
 
     /// Whether the process is stopping: this request is the connection's last.

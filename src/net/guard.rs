@@ -137,7 +137,7 @@ impl<S: IO> Guard<S> {
         stop: &watch::Receiver<bool>,
     ) -> Self {
         let mut stop = stop.clone();
-        let limits = *connection.limits();
+        let limits = connection.limits();
         Self {
             inner: BufWriter::with_capacity(WRITE_BUFFER, stream),
             digest: connection.digest(),
@@ -194,7 +194,7 @@ impl<S: IO> Guard<S> {
         buf: &mut ReadBuf<'_>,
         so_far: usize,
     ) -> Poll<io::Result<()>> {
-        let limits = *self.connection.limits();
+        let limits = self.connection.limits();
         if so_far == 0 {
             return self.poll_first_bytes(cx, buf);
         }
@@ -213,12 +213,13 @@ impl<S: IO> Guard<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let limits = *self.connection.limits();
+        let limits = self.connection.limits();
         if self.awaited == Awaited::EndOfHead {
             self.awaited = Awaited::Nothing;
         }
         if let Poll::Ready(done) = self.poll_counted(cx, buf, limits.max_head_bytes) {
             self.awaited = Awaited::Nothing;
+            self.write_pace.bound(limits.write_timeout, limits.min_body_rate);
             return Poll::Ready(done);
         }
         if self.poll_stopping(cx).is_ready() {
@@ -273,7 +274,8 @@ impl<S: IO> Guard<S> {
         if let Some(body) = self.connection.awaited_body() {
             if body != self.body {
                 self.body = body;
-                self.body_pace.restart();
+                let limits = self.connection.limits();
+                self.body_pace = Pace::new(limits.body_timeout, limits.min_body_rate);
                 self.awaited = Awaited::Nothing;
             }
             if read.is_ready() {

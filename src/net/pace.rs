@@ -23,10 +23,11 @@ impl Pace {
         Self { limit, rate, left: limit, waiting_since: None }
     }
 
-    /// All is as at the beginning.
-    pub(super) fn restart(&mut self) {
-        self.left = self.limit;
-        self.waiting_since = None;
+    /// Goes on under another limit and rate; what was used up stays so.
+    pub(super) fn bound(&mut self, limit: Duration, rate: Option<NonZeroU32>) {
+        let used_up = self.limit - self.left;
+        (self.limit, self.rate) = (limit, rate);
+        self.left = limit.saturating_sub(used_up);
     }
 
     /// Nothing comes: until when that may last, if the wait begins now; `None`: it lasts already.
@@ -102,7 +103,27 @@ mod tests {
         pace.moved(100 << 20);
         assert_eq!(pace.wait(Instant::now()), Some(Instant::now() + 60 * SECOND));
         assert_eq!(pace.wait(Instant::now()), None);
-        pace.restart();
-        assert!(pace.wait(Instant::now()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_limit_counts_from_the_next_wait_on() {
+        let mut pace = pace(0);
+        pace.wait(Instant::now());
+        advance(10 * SECOND).await;
+        pace.moved(0);
+        for (limit, left) in [(30, 30), (100, 100)] {
+            pace.bound(limit * SECOND, None);
+            assert_eq!(pace.wait(Instant::now()), Some(Instant::now() + left * SECOND));
+            pace.moved(0);
+        }
+        pace.bound(100 * SECOND, NonZeroU32::new(1));
+        pace.wait(Instant::now());
+        advance(40 * SECOND).await;
+        pace.moved(0);
+        for (limit, left) in [(70, 30), (30, 0)] {
+            pace.bound(limit * SECOND, NonZeroU32::new(1));
+            assert_eq!(pace.wait(Instant::now()), Some(Instant::now() + left * SECOND));
+            pace.moved(0);
+        }
     }
 }

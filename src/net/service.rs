@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use axum::body::Body;
 use bytes::Bytes;
@@ -40,7 +41,8 @@ const UNCLEAR: &str = "The request can be read in more than one way.";
 ///
 /// Every request carries its [`Connection`] as an extension.
 pub struct TowerApp<S> {
-    service: S,
+    /// A request has the one that is there when its head has come.
+    service: Arc<ArcSwap<S>>,
 }
 
 /// What has become of a request's body.
@@ -78,6 +80,12 @@ where
     /// Serves `service`.
     #[must_use]
     pub fn new(service: S) -> Self {
+        Self::replaceable(Arc::new(ArcSwap::from_pointee(service)))
+    }
+
+    /// Serves what is in `service`, which may be replaced at any time.
+    #[must_use]
+    pub fn replaceable(service: Arc<ArcSwap<S>>) -> Self {
         Self { service }
     }
 
@@ -133,7 +141,8 @@ where
             }))
         };
         let mut reading = Reading::Untouched;
-        let mut call = pin!(self.service.clone().oneshot(Request::from_parts(head, body)));
+        let mut call =
+            pin!(S::clone(&self.service.load()).oneshot(Request::from_parts(head, body)));
         let response = loop {
             tokio::select! {
                 biased;
@@ -185,7 +194,7 @@ where
         let (limits, is_stopping) = match Connection::of(&session) {
             Some(connection) => {
                 connection.head_done();
-                (*connection.limits(), connection.is_stopping())
+                (connection.limits(), connection.is_stopping())
             }
             None => (Limits::default(), *shutdown.borrow()),
         };

@@ -1,10 +1,9 @@
-//! TLS of listeners: certificates and the CAs of clients from PEM files, reloadable while serving.
+//! TLS of listeners: certificates and the CAs of clients from PEM files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::IO;
 use pingora::protocols::tls::TlsStream;
@@ -56,11 +55,6 @@ pub enum TlsError {
 
 /// What a listener needs for TLS, read from files.
 pub struct Certificate {
-    files: ListenTls,
-    current: ArcSwap<Loaded>,
-}
-
-struct Loaded {
     acceptor: Acceptor,
     expires_at: UnixTime,
 }
@@ -70,36 +64,41 @@ impl Certificate {
     ///
     /// # Errors
     /// Which file is wrong, and how.
-    pub fn load(files: ListenTls) -> Result<Self, TlsError> {
-        let current = ArcSwap::from_pointee(read(&files)?);
-        Ok(Self { files, current })
-    }
-
-    /// Reads all files again, for connections to come. Sessions begun before cannot be resumed.
-    ///
-    /// # Errors
-    /// As [`Self::load`]; everything stays as it is then.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        self.current.store(Arc::new(read(&self.files)?));
-        Ok(())
+    pub fn load(tls: &ListenTls) -> Result<Self, TlsError> {
+        let files = &tls.files;
+        let chain = read_certificates(&files.cert_file)?;
+        let (_, parsed) = parse_x509_certificate(&chain[0])
+            .map_err(|error| bad_certificate(&files.cert_file, &error))?;
+        let expires_at = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        let key_text = zeroize::Zeroizing::new(slurp(&files.key_file)?);
+        let key = PrivateKeyDer::from_pem_slice(&key_text).map_err(|error| TlsError::Pem {
+            path: files.key_file.clone(),
+            what: "private key",
+            cause: error.to_string(),
+        })?;
+        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|cause| {
+            TlsError::Mismatch { cert: files.cert_file.clone(), key: files.key_file.clone(), cause }
+        })?;
+        let clients = tls.client_ca_file.as_deref().map(read_client_verifier).transpose()?;
+        let acceptor = Acceptor::from_server_config(Arc::new(server_config(key, clients)));
+        Ok(Self { acceptor, expires_at })
     }
 
     /// When it ends.
     #[must_use]
     pub fn expires_at(&self) -> UnixTime {
-        self.current.load().expires_at
+        self.expires_at
     }
 
     /// Does the handshake with a client.
     pub(super) async fn accept<S: IO + 'static>(&self, stream: S) -> pingora::Result<TlsStream<S>> {
-        let current = self.current.load_full();
-        current.acceptor.tls_handshake(stream).await
+        self.acceptor.tls_handshake(stream).await
     }
 }
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Certificate").field("expires_at", &self.expires_at).finish_non_exhaustive()
     }
 }
 
@@ -125,26 +124,6 @@ fn server_config(key: CertifiedKey, clients: Option<Arc<dyn ClientCertVerifier>>
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
-}
-
-fn read(tls: &ListenTls) -> Result<Loaded, TlsError> {
-    let files = &tls.files;
-    let chain = read_certificates(&files.cert_file)?;
-    let (_, parsed) = parse_x509_certificate(&chain[0])
-        .map_err(|error| bad_certificate(&files.cert_file, &error))?;
-    let expires_at = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    let key_text = zeroize::Zeroizing::new(slurp(&files.key_file)?);
-    let key = PrivateKeyDer::from_pem_slice(&key_text).map_err(|error| TlsError::Pem {
-        path: files.key_file.clone(),
-        what: "private key",
-        cause: error.to_string(),
-    })?;
-    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|cause| {
-        TlsError::Mismatch { cert: files.cert_file.clone(), key: files.key_file.clone(), cause }
-    })?;
-    let clients = tls.client_ca_file.as_deref().map(read_client_verifier).transpose()?;
-    let acceptor = Acceptor::from_server_config(Arc::new(server_config(key, clients)));
-    Ok(Loaded { acceptor, expires_at })
 }
 
 /// Demands a certificate that one of the CAs in the file signed.

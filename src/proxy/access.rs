@@ -7,10 +7,10 @@ use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
 use pingora::proxy::Session;
 use tracing::info;
 
-use super::Gate;
 use super::headers::Origin;
 use super::refusal::Refusal;
 use super::request::Kind;
+use super::{Gate, Regime};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::decision::{Head, Passage, Refused};
@@ -33,7 +33,7 @@ pub(super) enum Outcome {
     ClientGone,
 }
 
-/// What the governing route asks for, kept beyond a reload of the policy.
+/// What the governing route asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     /// `public`, `protected` or `none`: for metrics.
@@ -57,6 +57,7 @@ impl Rule {
 
 /// Everything that is kept of one request.
 pub struct Exchange {
+    pub(super) regime: Arc<Regime>,
     pub(super) started: Moment,
     pub(super) listener: &'static str,
     pub(super) connection: Option<Arc<Connection>>,
@@ -82,8 +83,9 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(started: Moment) -> Self {
+    pub(super) fn new(regime: Arc<Regime>, started: Moment) -> Self {
         Self {
+            regime,
             started,
             listener: "proxy",
             connection: None,
@@ -173,12 +175,12 @@ impl Gate {
         if let (Some(status), Some(took)) = (exchange.upstream_status, upstream_took) {
             self.metrics.upstream(status, took);
         }
-        if !self.access_log {
+        if !exchange.regime.access_log {
             return;
         }
         let request = session.req_header();
         let who = exchange.proven();
-        let client = self.headers.client(&request.headers, &exchange.origin);
+        let client = exchange.regime.headers.client(&request.headers, &exchange.origin);
         // The path without its query, and only in its one reading: queries carry secrets, other
         // readings carry what was refused. Names stand here only when they are proven.
         info!(

@@ -30,6 +30,18 @@ impl Discovery {
         Self { targets, known: Mutex::default() }
     }
 
+    /// Takes over what `other` knows of the same names.
+    pub(super) fn learn_from(&self, other: &Self) {
+        let theirs = other.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, target) in self.targets.iter().enumerate() {
+            let place = other.targets.iter().position(|other| other == target);
+            if let Some(addresses) = place.and_then(|place| theirs.get(&place)) {
+                known.entry(index).or_insert_with(|| addresses.clone());
+            }
+        }
+    }
+
     /// Whether there is nothing to look up, ever.
     pub(super) fn is_static(&self) -> bool {
         !self
@@ -96,5 +108,23 @@ impl ServiceDiscovery for Shared {
             .map(|addr| Backend { addr, weight: 1, ext: Extensions::new() })
             .collect();
         Ok((backends, HashMap::new()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_of_a_name_is_not_forgotten() {
+        let target = |host: &str, port| Target::Host(host.to_owned(), port);
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let old = Discovery::new(vec![target("a", 1), target("b", 1), target("c", 1)]);
+        let known = [(0, vec![address("192.0.2.1:1")]), (1, vec![address("192.0.2.2:1")])];
+        old.known.lock().unwrap().extend(known);
+        let new = Discovery::new(vec![target("b", 1), target("a", 2), target("c", 1)]);
+        new.learn_from(&old);
+        let learned = new.known.lock().unwrap();
+        assert_eq!(*learned, HashMap::from([(0, vec![address("192.0.2.2:1")])]));
     }
 }

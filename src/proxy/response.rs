@@ -17,7 +17,6 @@ impl Gate {
     /// # Errors
     /// If it is a 101 that nobody asked for.
     pub(super) fn adapt(
-        &self,
         session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
@@ -35,7 +34,7 @@ impl Gate {
         Self::close_if_stopping(session, exchange);
         if upgraded {
             // A tunnel is silent for as long as the upstream's side may be.
-            session.set_read_timeout(Some(self.timeouts.stream_idle));
+            session.set_read_timeout(Some(exchange.regime.timeouts.stream_idle));
         } else {
             strip_hop_by_hop(response);
             // The version is that of this connection, not the upstream's (RFC 9110 section 2.5).

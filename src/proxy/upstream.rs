@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +41,8 @@ const H2_STREAM_WINDOW: u32 = 512 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
 /// Sets the pool's keys of connections for WebSockets apart from those of their groups.
 const TUNNELS: u64 = 1 << 63;
+/// The key of the next group that is made: never that of another one before.
+static NEXT_GROUP: AtomicU64 = AtomicU64::new(1);
 
 /// Why the upstreams cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +95,9 @@ impl Upstreams {
         let groups = config
             .upstreams
             .iter()
-            .zip(1..)
-            .map(|(upstream, key)| Group::new(upstream, key, config))
+            .map(|upstream| {
+                Group::new(upstream, NEXT_GROUP.fetch_add(1, Ordering::Relaxed), config)
+            })
             .collect::<Result<_, _>>()?;
         let (timeouts, health) = (config.timeouts, config.health.clone());
         Ok(Self { groups, timeouts, health, metrics, tunnels: Arc::new(TunnelConnector) })
@@ -104,6 +107,17 @@ impl Upstreams {
     /// its requests get 502.
     pub async fn resolve(&self) {
         join_all(self.groups.iter().map(Group::resolve)).await;
+        self.note_health();
+    }
+
+    /// Makes itself ready to take the place of `old`: what that knows of names is not forgotten, and servers
+    /// that are down are known before the first request.
+    pub async fn succeed(&self, old: &Self) {
+        for group in &self.groups {
+            old.groups.iter().for_each(|old| group.discovery.learn_from(&old.discovery));
+        }
+        self.resolve().await;
+        join_all(self.groups.iter().map(|group| group.backends.run_health_check(true))).await;
         self.note_health();
     }
 
@@ -187,8 +201,8 @@ impl Upstreams {
 }
 
 impl Group {
-    /// `key` keeps the groups' pooled connections apart: pingora's pool does not look at the CA or
-    /// the protocol.
+    /// `key` keeps the groups' pooled connections apart, also from those of groups that other settings made:
+    /// pingora's pool does not look at the CA or the protocol.
     fn new(upstream: &Upstream, key: u64, config: &ProxyConfig) -> Result<Self, UpstreamError> {
         let template = template(upstream, key, &config.timeouts)?;
         let discovery = Arc::new(Discovery::new(upstream.targets.clone()));

@@ -216,7 +216,7 @@ impl<'a> Lines<'a> {
     }
 
     fn header(&mut self, store: &Store, now: UnixTime) -> io::Result<()> {
-        let key = store.sealer.key_ids().first().map(ToString::to_string);
+        let key = store.sealer.load().key_ids().first().map(ToString::to_string);
         let header = Header {
             otpgate_export: FORMAT,
             sealed: !self.reveal,

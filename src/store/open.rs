@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
-use super::redis::Redis;
+use super::redis::{Access, Redis};
 use super::sqlite::Sqlite;
 use super::url::{RedisUrl, StoreUrl};
 use super::{Backend, Store, private_file};
@@ -108,14 +108,47 @@ impl Store {
     }
 }
 
+/// What of an open store can be replaced: the keys of entries, and what servers want to see.
+pub struct Renewal {
+    sealer: Sealer,
+    access: Option<Access>,
+}
+
+impl Renewal {
+    /// Reads keys and certificates.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn read(config: &StoreConfig) -> Result<Self, OpenError> {
+        let access = match &config.url {
+            StoreUrl::Sqlite(_) => None,
+            StoreUrl::Redis(url) => {
+                check_login(url)?;
+                Some(Access::new(url, certificates(config, url)?))
+            }
+        };
+        Ok(Self { sealer: sealer(config)?, access })
+    }
+}
+
+impl Store {
+    /// Takes keys, and what servers want to see, over from settings that are of this store otherwise.
+    /// Tells whether the keys are others than before.
+    pub fn renew(&self, Renewal { sealer, access }: Renewal) -> bool {
+        if let Some(access) = access {
+            self.backend.set_access(access);
+        }
+        let keys = sealer.key_ids();
+        self.sealer.swap(Arc::new(sealer)).key_ids() != keys
+    }
+}
+
 fn backend(config: &StoreConfig) -> Result<Arc<dyn Backend>, OpenError> {
     match &config.url {
         StoreUrl::Sqlite(path) => Ok(Arc::new(Sqlite::new(path))),
         StoreUrl::Redis(url) => {
             check_prefix(&config.prefix)?;
-            if url.username.is_some() && url.password.is_none() {
-                return Err(OpenError::UserWithoutPassword);
-            }
+            check_login(url)?;
             let certificates = certificates(config, url)?;
             let (url, redis) = (url.clone(), config.redis.clone());
             Ok(Arc::new(Redis::new(url, certificates, &config.prefix, redis)))
@@ -183,6 +216,13 @@ fn missing_key(config: &StoreConfig) -> Result<Option<&Path>, OpenError> {
         return Err(OpenError::KeyLost { key: key.clone(), database: database.clone() });
     }
     Ok(Some(key))
+}
+
+fn check_login(url: &RedisUrl) -> Result<(), OpenError> {
+    match (&url.username, &url.password) {
+        (Some(_), None) => Err(OpenError::UserWithoutPassword),
+        _ => Ok(()),
+    }
 }
 
 fn check_prefix(prefix: &str) -> Result<(), OpenError> {

@@ -27,6 +27,7 @@ mod transaction;
 mod warnings;
 mod writer;
 
+pub use connect::Access;
 use connect::Connector;
 use error::{Fate, fate, store_error};
 use line::{Line, Seat};
@@ -207,6 +208,10 @@ impl Redis {
 impl Backend for Redis {
     fn kind(&self) -> &'static str {
         "redis"
+    }
+
+    fn set_access(&self, access: Access) {
+        self.connector.set_access(access);
     }
 
     async fn init(&self) -> Result<bool, StoreError> {

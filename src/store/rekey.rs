@@ -68,7 +68,7 @@ impl Store {
         seal_plain: bool,
         mut progress: impl FnMut(u64),
     ) -> Result<Rekeyed, StoreError> {
-        debug_assert!(self.sealer.is_on());
+        debug_assert!(self.sealer.load().is_on());
         let mut report = Rekeyed::default();
         let (mut after, mut seen) = (None, 0);
         while let Some(rows) = self.page(&mut after).await? {
@@ -130,8 +130,9 @@ impl Store {
 
     /// What to write in place of `row`; if nothing, the report says why.
     fn resealed(&self, row: Row, seal_plain: bool, report: &mut Rekeyed) -> Option<Mutation> {
+        let sealer = self.sealer.load();
         // Also what bears the writing key: it may be damaged.
-        let payload = match open_with(&self.sealer, &row) {
+        let payload = match open_with(&sealer, &row) {
             Err(StoreError::Sealed { cause: SealError::NotSealed, .. }) if seal_plain => {
                 open_with(&Sealer::off(), &row).and_then(|payload| {
                     // Sealing makes it look like ours: at least it must be an entry.
@@ -150,18 +151,18 @@ impl Store {
                 return None;
             }
         };
-        if KeyId::of(&row.blob.0) == self.sealer.key_ids().first().copied() {
+        if KeyId::of(&row.blob.0) == sealer.key_ids().first().copied() {
             report.already += 1;
             return None;
         }
-        let blob = Blob(self.sealer.seal(&row.principal, row.id, &payload));
+        let blob = Blob(sealer.seal(&row.principal, row.id, &payload));
         let action = Action::Put { id: row.id, blob };
         Some(Mutation { principal: row.principal, expect: Expect::At(row.revision), action })
     }
 
     /// Looks at all entries once more: gates may have written with an old key meanwhile.
     async fn count_old_keys(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
-        let keys = self.sealer.key_ids();
+        let keys = self.sealer.load().key_ids();
         let mut counts: Vec<_> = keys[1..].iter().map(|key| (*key, 0)).collect();
         let mut after = None;
         while let Some(rows) = self.page(&mut after).await? {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use otpgate::api::Api;
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{
@@ -149,7 +148,7 @@ impl Gate {
         let verifier = unthrottled_verifier(directory, store.clone(), metrics.clone());
         let api = Api {
             decider: Decider::new(verifier.clone(), HeaderNames::default()),
-            policy: Arc::new(ArcSwap::from_pointee(Policy::new(Vec::new()))),
+            policy: Arc::new(Policy::new(Vec::new())),
             verifier,
             clock,
             metrics: metrics.clone(),

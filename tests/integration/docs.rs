@@ -83,7 +83,7 @@ fn the_manual_shows_the_defaults() {
             format!("{:?}", config.store.redis),
             format!("{:?}", (config.shutdown.grace, config.log, config.throttle)),
             format!("{:?}", (config.shutdown.streams, config.shutdown.upgrade_timeout)),
-            format!("{:?}", (config.api.rotate_overlap, config.process)),
+            format!("{:?}", (config.api.rotate_overlap, config.process, config.reload)),
             format!("{:?}", (config.proxy.health.interval, config.proxy.health.dns_interval)),
         ]
     };
@@ -120,6 +120,7 @@ fn the_manual_names_every_setting() {
         "throttle",
         "log",
         "shutdown",
+        "reload",
         "process",
     ];
     for section in sections {

@@ -53,6 +53,7 @@ mod proxy_upgrades;
 mod proxy_upstreams;
 mod python_client;
 mod redis_server;
+mod reload;
 mod remote;
 mod rotation;
 mod serve;

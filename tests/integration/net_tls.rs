@@ -190,11 +190,11 @@ async fn a_reload_reads_the_cas_of_clients_too() {
     assert!(ask(&gate, &of_old).await.is_some());
     assert!(ask(&gate, &of_new).await.is_none());
     std::fs::write(&ca_file, "nothing").unwrap();
-    let error = gate.certificates[0].reload().unwrap_err().to_string();
+    let error = gate.renew().unwrap_err().to_string();
     assert!(error.contains("clients.pem"), "{error}");
     assert!(ask(&gate, &of_old).await.is_some());
     std::fs::copy(&new.ca_file, &ca_file).unwrap();
-    gate.certificates[0].reload().unwrap();
+    gate.renew().unwrap();
     assert!(ask(&gate, &of_old).await.is_none());
     assert!(ask(&gate, &of_new).await.is_some());
 }

@@ -69,12 +69,11 @@ async fn a_certificate_is_reloaded_for_new_connections() {
     setup.tls = Some(old.files.clone());
     let gate = setup.start().await;
     let before = h2peer::tls_client(gate.tcp(), &old).await;
-    let certificate = &gate.certificates[0];
     std::fs::copy(&new.files.cert_file, &old.files.cert_file).unwrap();
-    assert!(certificate.reload().is_err(), "the key is not the new certificate's");
+    assert!(gate.renew().is_err(), "the key is not the new certificate's");
     drop(h2peer::tls(gate.tcp(), &old, &[]).await);
     std::fs::copy(&new.files.key_file, &old.files.key_file).unwrap();
-    certificate.reload().unwrap();
+    gate.renew().unwrap();
     for connection in [before, h2peer::tls_client(gate.tcp(), &new).await] {
         let request = proven(&gate, "https://localhost/").body(()).unwrap();
         assert_eq!(h2peer::ask(&connection, request).await.0.status(), 200);

@@ -113,7 +113,7 @@ pub(super) async fn hand_over(program: &Program, server: &Server) -> Result<u32,
     if std::process::id() == 1 {
         return Err(Failed::FirstProcess);
     }
-    let limit = server.shutdown.upgrade_timeout;
+    let limit = server.shutdown.load().upgrade_timeout;
     let mut successor = Successor::start(program, &server.handles)?;
     info!(pid = successor.child.id(), program = %program.path.display(), "started a successor");
     match timeout(limit, successor.take_over(server)).await {

@@ -8,9 +8,10 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
@@ -46,10 +47,30 @@ pub(super) struct Link {
     asked: Instant,
 }
 
+/// What servers and Sentinels want to see of who connects.
+pub struct Access {
+    servers: Login,
+    /// Without a password, Sentinels are first asked anonymously, then with the servers'.
+    sentinels: Login,
+    certificates: TlsCertificates,
+}
+
+impl Access {
+    /// The part of `url` that is a secret or stands beside one, and what TLS needs.
+    #[must_use]
+    pub fn new(url: &RedisUrl, certificates: TlsCertificates) -> Self {
+        let servers = Login { username: url.username.clone(), password: url.password.clone() };
+        Self { servers, sentinels: url.sentinel.clone(), certificates }
+    }
+}
+
 /// Makes connections.
 pub(super) struct Connector {
-    url: RedisUrl,
-    certificates: TlsCertificates,
+    topology: Topology,
+    database: i64,
+    tls: bool,
+    /// For connections to come.
+    access: ArcSwap<Access>,
     /// Any key of the store: says which slot of a cluster it is in.
     slot_key: String,
     /// Where the URL names some.
@@ -69,12 +90,19 @@ impl Connector {
             _ => None,
         };
         let (known, answered) = Default::default();
-        Self { url, certificates, slot_key, sentinels, known, answered }
+        let access = ArcSwap::from_pointee(Access::new(&url, certificates));
+        let RedisUrl { topology, database, tls, .. } = url;
+        Self { topology, database, tls, access, slot_key, sentinels, known, answered }
+    }
+
+    /// Connections from now on are made with `access`; open ones stay.
+    pub(super) fn set_access(&self, access: Access) {
+        self.access.store(Arc::new(access));
     }
 
     /// Connects to the primary; answers on the connection may take `patience`.
     pub(super) async fn connect(&self, patience: Duration) -> Result<Link, StoreError> {
-        match &self.url.topology {
+        match &self.topology {
             Topology::Single(host, port) => {
                 let node = (host.clone(), *port);
                 self.primary(self.address(&node), Some(node), patience).await
@@ -207,7 +235,7 @@ impl Connector {
     ) -> Result<Link, StoreError> {
         let asked = SystemClock.now().monotonic;
         let connect = async || -> Result<_, RedisError> {
-            let mut conn = self.dial(address, self.login(self.url.database), patience).await?;
+            let mut conn = self.dial(address, self.login(self.database), patience).await?;
             let hello = redis::cmd("HELLO").query_async(&mut conn).await?;
             Ok((conn, hello))
         };
@@ -227,8 +255,8 @@ impl Connector {
             .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
             .set_user_timeout(USER_TIMEOUT);
         let info = address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp);
-        let client = if self.url.tls {
-            Client::build_with_tls(info, self.certificates.clone())?
+        let client = if self.tls {
+            Client::build_with_tls(info, self.access.load().certificates.clone())?
         } else {
             Client::open(info)?
         };
@@ -240,19 +268,20 @@ impl Connector {
 
     pub(super) fn address(&self, (host, port): &Node) -> ConnectionAddr {
         let (host, port) = (host.clone(), *port);
-        match self.url.tls {
+        match self.tls {
             true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
             false => ConnectionAddr::Tcp(host, port),
         }
     }
 
     /// How Sentinels know us.
-    pub(super) fn sentinel_login(&self) -> &Login {
-        &self.url.sentinel
+    pub(super) fn sentinel_login(&self) -> Login {
+        self.access.load().sentinels.clone()
     }
 
     pub(super) fn login(&self, database: i64) -> RedisConnectionInfo {
-        login(self.url.username.as_deref(), self.url.password.as_ref()).set_db(database)
+        let Login { username, password } = &self.access.load().servers;
+        login(username.as_deref(), password.as_ref()).set_db(database)
     }
 }
 

@@ -12,10 +12,10 @@ use otpgate::config::{
     Upstream, UpstreamHttp, UpstreamTimeouts,
 };
 use otpgate::metrics::Metrics;
-use otpgate::net::{Certificate, Listener};
+use otpgate::net::{Listener, TermsHandle, TlsError};
 use otpgate::otp::{Generator, TokenParams};
 use otpgate::policy::{Mode, Policy, Route, SimilarPaths};
-use otpgate::proxy::{Parts, Upstreams, app};
+use otpgate::proxy::{Parts, Regime, Upstreams, app};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -97,30 +97,44 @@ impl Setup {
         let looking_after = upstreams.clone();
         let until = stopping.clone();
         tokio::spawn(async move { looking_after.run(until).await });
-        let gate = app(Parts {
+        let regime = Regime::new(Parts {
             verifier: store.verifier(metrics.clone()),
-            policy: Arc::new(ArcSwap::from_pointee(Policy::new(self.routes).with_mode(self.mode))),
+            policy: Arc::new(Policy::new(self.routes).with_mode(self.mode)),
             headers: self.headers,
             config,
             upstreams,
-            metrics: metrics.clone(),
-            clock: Arc::new(SystemClock),
             access_log: true,
         });
-        let listener = Listener::bind("proxy", &[listen], self.limits, metrics.clone())
-            .unwrap()
-            .trusting(&trusted);
+        let regime = Arc::new(ArcSwap::from_pointee(regime));
+        let gate = app(regime, metrics.clone(), Arc::new(SystemClock));
+        let listener =
+            Listener::bind("proxy", std::slice::from_ref(&listen), self.limits, metrics.clone())
+                .unwrap()
+                .trusting(&trusted);
         let address = listener.addresses().remove(0);
-        let certificates = listener.certificates();
+        let terms = listener.terms();
         let running = tokio::spawn(listener.run(gate, stopping));
-        Gate { address, certificates, metrics, alice, bob, store, stop, running }
+        Gate {
+            address,
+            listen,
+            limits: self.limits,
+            terms,
+            metrics,
+            alice,
+            bob,
+            store,
+            stop,
+            running,
+        }
     }
 }
 
 /// A running gate; it stops when dropped.
 pub(crate) struct Gate {
     pub(crate) address: Address,
-    pub(crate) certificates: Vec<Arc<Certificate>>,
+    listen: Listen,
+    pub(crate) limits: Limits,
+    terms: TermsHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) alice: Caller,
     pub(crate) bob: Caller,
@@ -142,6 +156,14 @@ impl Gate {
             Address::Unix(path) => path.clone(),
             Address::Tcp(_) => panic!("on TCP"),
         }
+    }
+
+    /// Reads certificates again, and takes [`Self::limits`].
+    pub(crate) fn renew(&self) -> Result<(), TlsError> {
+        let listen = std::slice::from_ref(&self.listen);
+        let terms = self.terms.prepare(listen, self.limits, &[]);
+        self.terms.apply(terms.map_err(|mut errors| errors.remove(0))?);
+        Ok(())
     }
 
     /// The caller's present token.
