@@ -235,6 +235,15 @@ impl Default for HealthCheck {
     }
 }
 
+/// A peer whose word on where requests come from is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustedPeer {
+    /// One with an address in this network.
+    Network(IpNet),
+    /// One that is let into the listener's Unix socket.
+    Unix,
+}
+
 /// `[proxy]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -247,7 +256,7 @@ pub struct ProxyConfig {
     /// What happens to paths that some servers take for a route's.
     pub similar_paths: SimilarPaths,
     /// Peers whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are kept.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Vec<TrustedPeer>,
     /// Bounds towards callers.
     pub limits: Limits,
     /// Bounds towards upstreams.
@@ -267,7 +276,7 @@ pub struct ApiConfig {
     /// Empty: off.
     pub listen: Vec<Listen>,
     /// Proxies that may ask for decisions, and whose word on where a request comes from is taken.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Vec<TrustedPeer>,
     /// Hosts that requests may name, in lower case; empty: any.
     pub allowed_hosts: Vec<String>,
     /// Whether seeds show in lists and single entries.

@@ -10,11 +10,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
 use tokio::sync::watch;
 
-use crate::config::{Address, Limits, Listen};
+use crate::config::{Address, Limits, Listen, TrustedPeer};
 use crate::metrics::Metrics;
 
 mod accept;
@@ -179,7 +178,7 @@ impl Listener {
     /// Exempts peers from `limits.max_connections_per_source`: proxies, which bring everybody's
     /// requests.
     #[must_use]
-    pub fn trusting(self, proxies: &[IpNet]) -> Self {
+    pub fn trusting(self, proxies: &[TrustedPeer]) -> Self {
         for terms in self.bound.iter().map(|bound| &bound.terms) {
             let trusted = proxies.to_vec();
             terms.store(Arc::new(Terms { trusted, ..Terms::clone(&terms.load()) }));

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::peers::{parse_host, parse_upstreams, read_listen, read_networks, read_upstream};
+use super::peers::{parse_host, parse_upstreams, read_listen, read_trusted, read_upstream};
 use super::reader::Section;
 use super::routes::{MODES, SIMILAR_PATHS};
 use super::{
@@ -31,7 +31,7 @@ pub(super) fn read_proxy(mut s: Section, upstreams: &mut Vec<Upstream>) -> Proxy
     upstreams.extend(upstream);
     let mode = s.choice("mode", MODES).unwrap_or_default();
     let similar_paths = s.choice("similar_paths", SIMILAR_PATHS).unwrap_or_default();
-    let trusted_proxies = read_networks(&mut s, "trusted_proxies");
+    let trusted_proxies = read_trusted(&mut s, "trusted_proxies");
     let threads = s.number("threads", 1..=MAX_THREADS);
     let mut t = s.section("timeouts");
     let default = UpstreamTimeouts::default();
@@ -81,7 +81,7 @@ pub(super) fn read_api(mut s: Section, default_address: &str) -> ApiConfig {
         limits: read_limits(&mut s, default),
         // gRPC needs it.
         listen: read_listen(&mut s, default_address, true),
-        trusted_proxies: read_networks(&mut s, "trusted_proxies"),
+        trusted_proxies: read_trusted(&mut s, "trusted_proxies"),
         allowed_hosts: s.list("allowed_hosts", parse_host).unwrap_or_default(),
         reveal_seeds: s.or("reveal_seeds", true),
         rotate_overlap: s.duration("rotate_overlap").unwrap_or(ROTATE_OVERLAP),

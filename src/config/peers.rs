@@ -7,7 +7,8 @@ use toml::Value;
 
 use super::reader::Section;
 use super::{
-    Address, Listen, ListenTls, Target, TlsFiles, UNIX_MODE, Upstream, UpstreamHttp, UpstreamTls,
+    Address, Listen, ListenTls, Target, TlsFiles, TrustedPeer, UNIX_MODE, Upstream, UpstreamHttp,
+    UpstreamTls,
 };
 use crate::policy::Authority;
 
@@ -137,18 +138,27 @@ fn socket_path(path: &str) -> Result<PathBuf, String> {
 }
 
 pub(super) fn read_networks(s: &mut Section, key: &str) -> Vec<IpNet> {
-    s.list(key, |text| {
-        let net =
-            text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-        match net {
-            // Peers are compared as what they are, whatever socket they came in by.
-            Ok(IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
-                Err(format!("`{text}` is an IPv4 network: write it as one"))
-            }
-            net => net.map_err(|_| format!("`{text}` is no network such as 10.0.0.0/8")),
+    s.list(key, parse_network).unwrap_or_default()
+}
+
+/// Networks, and `unix`.
+pub(super) fn read_trusted(s: &mut Section, key: &str) -> Vec<TrustedPeer> {
+    let parse = |text: &str| match text {
+        "unix" => Ok(TrustedPeer::Unix),
+        text => parse_network(text).map(TrustedPeer::Network),
+    };
+    s.list(key, parse).unwrap_or_default()
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+    match net {
+        // Peers are compared as what they are, whatever socket they came in by.
+        Ok(IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
+            Err(format!("`{text}` is an IPv4 network: write it as one"))
         }
-    })
-    .unwrap_or_default()
+        net => net.map_err(|_| format!("`{text}` is no network such as 10.0.0.0/8")),
+    }
 }
 
 pub(super) fn read_upstream(s: &Section, key: &str, value: Value) -> Option<Upstream> {

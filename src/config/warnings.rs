@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::{
-    Address, ApiConfig, AuditTo, Config, Listen, RemoteConfig, Sealing, StoreConfig, ThrottleConfig,
+    Address, ApiConfig, AuditTo, Config, Listen, RemoteConfig, Sealing, StoreConfig,
+    ThrottleConfig, TrustedPeer,
 };
 use crate::directory::RealmRules;
 use crate::otp::Reuse;
@@ -315,10 +316,11 @@ fn is_plain_beyond_loopback(listen: &[Listen]) -> bool {
 }
 
 /// Whether a network is wider than any private one is.
-fn is_nearly_everybody(network: &IpNet) -> bool {
-    match network {
-        IpNet::V4(v4) => v4.prefix_len() < 8,
-        IpNet::V6(v6) => v6.prefix_len() < 7,
+fn is_nearly_everybody(peer: &TrustedPeer) -> bool {
+    match peer {
+        TrustedPeer::Network(IpNet::V4(v4)) => v4.prefix_len() < 8,
+        TrustedPeer::Network(IpNet::V6(v6)) => v6.prefix_len() < 7,
+        TrustedPeer::Unix => false,
     }
 }
 

@@ -3,14 +3,19 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName};
-use ipnet::IpNet;
+
+use crate::config::TrustedPeer;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Whether one of `trusted` contains `peer`. A Unix socket's peer has no address to list.
+/// Whether `peer` is one of `trusted`; `None`: a Unix socket's, which has no address.
 #[must_use]
-pub fn is_trusted(peer: Option<IpAddr>, trusted: &[IpNet]) -> bool {
-    peer.is_some_and(|peer| trusted.iter().any(|net| net.contains(&peer)))
+pub fn is_trusted(peer: Option<IpAddr>, trusted: &[TrustedPeer]) -> bool {
+    trusted.iter().any(|one| match (one, peer) {
+        (TrustedPeer::Network(network), Some(peer)) => network.contains(&peer),
+        (TrustedPeer::Unix, None) => true,
+        _ => false,
+    })
 }
 
 /// The address of the client: if `peer` is trusted, the last one of `X-Forwarded-For` that is not;
@@ -19,7 +24,7 @@ pub fn is_trusted(peer: Option<IpAddr>, trusted: &[IpNet]) -> bool {
 pub fn client_address(
     headers: &HeaderMap,
     peer: Option<IpAddr>,
-    trusted: &[IpNet],
+    trusted: &[TrustedPeer],
 ) -> Option<IpAddr> {
     if !is_trusted(peer, trusted) {
         return peer;
@@ -49,7 +54,8 @@ mod tests {
 
     #[test]
     fn the_client_is_the_last_untrusted_hop() {
-        let trusted = ["192.0.2.0/24", "10.0.0.0/8"].map(|net| net.parse().unwrap());
+        let network = |net: &str| TrustedPeer::Network(net.parse().unwrap());
+        let mut trusted = ["192.0.2.0/24", "10.0.0.0/8"].map(network).to_vec();
         let client = |peer: &str, forwarded: &[&str]| {
             let headers: HeaderMap =
                 forwarded.iter().map(|value| (FORWARDED_FOR, value.parse().unwrap())).collect();
@@ -63,5 +69,9 @@ mod tests {
         assert_eq!(client("192.0.2.1", &["::ffff:10.1.1.1, ::ffff:6.6.6.6"]), "6.6.6.6");
         let headers = HeaderMap::from_iter([(FORWARDED_FOR, "6.6.6.6".parse().unwrap())]);
         assert_eq!(client_address(&headers, None, &trusted), None);
+        trusted.push(TrustedPeer::Unix);
+        assert_eq!(client_address(&headers, None, &trusted), Some("6.6.6.6".parse().unwrap()));
+        assert_eq!(client_address(&HeaderMap::new(), None, &trusted), None);
+        assert!(!is_trusted(Some("6.6.6.6".parse().unwrap()), &trusted));
     }
 }

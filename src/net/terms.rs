@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use super::tls::{Certificate, TlsError};
-use crate::config::{Limits, Listen};
+use crate::config::{Limits, Listen, TrustedPeer};
 use crate::metrics::Metrics;
 
 /// Terms of one address. A connection keeps its TLS; bounds are looked up again and again.
@@ -19,14 +19,14 @@ pub(super) struct Terms {
     pub(super) allow_from: Vec<IpNet>,
     pub(super) limits: Limits,
     /// Peers that `limits.max_connections_per_source` does not concern.
-    pub(super) trusted: Vec<IpNet>,
+    pub(super) trusted: Vec<TrustedPeer>,
 }
 
 impl Terms {
     pub(super) fn read(
         place: &Listen,
         limits: Limits,
-        trusted: &[IpNet],
+        trusted: &[TrustedPeer],
     ) -> Result<Self, TlsError> {
         let tls = place.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
         Ok(Self {
@@ -77,7 +77,7 @@ impl TermsHandle {
         &self,
         listen: &[Listen],
         limits: Limits,
-        trusted: &[IpNet],
+        trusted: &[TrustedPeer],
     ) -> Result<NewTerms, Vec<TlsError>> {
         debug_assert_eq!(listen.len(), self.places.len());
         let mut errors = Vec::new();

@@ -6,10 +6,9 @@ use std::net::IpAddr;
 
 use http::header::{COOKIE, FORWARDED, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use ipnet::IpNet;
 use pingora::http::RequestHeader;
 
-use crate::config::HeaderNames;
+use crate::config::{HeaderNames, TrustedPeer};
 use crate::credentials::{folded, spells};
 use crate::decision::identity;
 use crate::entry::Principal;
@@ -74,16 +73,16 @@ pub(super) struct HeaderRules {
     names: HeaderNames,
     /// Credential and identity headers.
     protected: Vec<HeaderName>,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: Vec<TrustedPeer>,
 }
 
 impl HeaderRules {
-    pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<IpNet>) -> Self {
+    pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<TrustedPeer>) -> Self {
         let protected = names.protected().cloned().collect();
         Self { names, protected, trusted_proxies }
     }
 
-    /// Whether `peer` may speak for others. A Unix socket's peer has no address to list.
+    /// Whether `peer` may speak for others; `None`: a Unix socket's.
     pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         is_trusted(peer, &self.trusted_proxies)
     }
@@ -222,7 +221,10 @@ mod tests {
             identity_principal: Some(HeaderName::from_static("remote_principal")),
             ..HeaderNames::default()
         };
-        HeaderRules::new(names, trusted.iter().map(|net| net.parse().unwrap()).collect())
+        HeaderRules::new(
+            names,
+            trusted.iter().map(|net| TrustedPeer::Network(net.parse().unwrap())).collect(),
+        )
     }
 
     fn request(headers: &[(&'static str, &str)]) -> RequestHeader {

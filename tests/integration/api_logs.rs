@@ -214,7 +214,8 @@ async fn lines_name_the_client_behind_a_trusted_proxy() {
             .finish();
         let _guard = collect(subscriber);
         let mut setup = Setup::default();
-        setup.api.trusted_proxies = vec![trusted.parse().unwrap()];
+        setup.api.trusted_proxies =
+            vec![otpgate::config::TrustedPeer::Network(trusted.parse().unwrap())];
         let gate = Gate::start_with(setup).await;
         let list = gate.request("GET", "/ungleichotp/").header("X-Forwarded-For", "192.0.2.7");
         assert_eq!(list.json(&body_of(ADMIN, json!({}))).send().await.unwrap().status(), 200);

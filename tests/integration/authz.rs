@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::UnixStream;
+
 use crate::harness::{ALICE, BOB, Gate, Sandbox, address, http, token, wrong_token};
 use crate::peers::echo::Echo;
-use crate::peers::wire::{Answer, ask};
+use crate::peers::wire::{Answer, Connection, ask};
 
 const ROUTES: &str = r#"
 [[route]]
@@ -99,7 +101,8 @@ impl Rig {
     }
 
     fn api(&self) -> SocketAddr {
-        address(&self.gate.api)
+        // The first of its addresses.
+        address(self.gate.api.split(',').next().unwrap())
     }
 
     async fn ask(&self, dialect: &str, about: About<'_>) -> Answer {
@@ -340,6 +343,33 @@ async fn only_listed_proxies_may_ask() {
         let line = rig.gate.wait_for_log(|line| line["outcome"] == "untrusted").unwrap();
         assert_eq!(line["reason"], "untrusted_proxy");
         assert!(line.get("name").is_none());
+    }
+}
+
+/// A proxy on this machine may come in by the Unix socket, whose mode says who may.
+#[tokio::test]
+async fn proxies_may_ask_over_a_unix_socket() {
+    let lines = proof("alice", "shop", &token(ALICE));
+    let about = About { method: "GET", host: "h", target: "/x", lines: &lines };
+    for (trusted, over_unix, over_tcp) in [("unix", 200, 403), ("127.0.0.1", 403, 200)] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let api = format!(
+            "listen = ['127.0.0.1:0', 'unix:{}']\ntrusted_proxies = '{trusted}'",
+            socket.display()
+        );
+        let rig = Rig::with(&api, "").await;
+        for dialect in DIALECTS {
+            let mut unix = Connection::over(UnixStream::connect(&socket).await.unwrap());
+            let answer = unix.ask(question(dialect, about)).await.unwrap();
+            assert_eq!(answer.status, over_unix, "{dialect}");
+            assert_eq!(rig.ask(dialect, about).await.status, over_tcp, "{dialect}");
+        }
+        // Where the request comes from is taken from the same peers.
+        let told = rig
+            .gate
+            .wait_for_log(|line| line["outcome"] == "allowed" && line["client"] == "192.0.2.7");
+        assert!(told.is_some());
     }
 }
 

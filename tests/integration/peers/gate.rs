@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use otpgate::clock::{Clock, SystemClock};
 use otpgate::config::{
     Address, HeaderNames, HealthCheck, Limits, Listen, ListenTls, ProxyConfig, Target, TlsFiles,
-    Upstream, UpstreamHttp, UpstreamTimeouts,
+    TrustedPeer, Upstream, UpstreamHttp, UpstreamTimeouts,
 };
 use otpgate::metrics::Metrics;
 use otpgate::net::{Listener, TermsHandle, TlsError};
@@ -80,7 +80,8 @@ impl Setup {
             allow_from: self.allow_from.iter().map(|net| net.parse().unwrap()).collect(),
             ..Listen::at(self.listen)
         };
-        let trusted: Vec<_> = self.trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let trusted: Vec<_> =
+            self.trusted.iter().map(|net| TrustedPeer::Network(net.parse().unwrap())).collect();
         let config = ProxyConfig {
             listen: vec![listen.clone()],
             upstreams: self.upstreams,
