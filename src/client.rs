@@ -532,7 +532,6 @@ fn parse_base(server_url: &str) -> Result<Url, ClientError> {
 }
 
 /// An error with all its causes; reqwest's own words hide them. The URL holds no secret.
-/// An error and what it is due to.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

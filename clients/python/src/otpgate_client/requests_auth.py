@@ -40,8 +40,10 @@ class RequestsAuth(AuthBase):
 
     def __call__(self, r: PreparedRequest) -> PreparedRequest:
         """Called by `requests`."""
-        r.headers = _FreshHeaders(r.headers, self.source)
-        r.register_hook("response", self._answered)
+        # The types of requests, and those that others publish for it, disagree about both.
+        request: Any = r
+        request.headers = _FreshHeaders(r.headers, self.source)
+        request.register_hook("response", self._answered)
         return r
 
     def _answered(self, response: Response, **how: Any) -> Response:
@@ -91,7 +93,8 @@ class _FreshHeaders(_Headers):
     def copy(self) -> _FreshHeaders:
         """Copies of the request are as fresh; what was removed stays so."""
         copied = _FreshHeaders({}, self._source)
-        copied._store = self._store.copy()
+        copied.clear()
+        copied.update(self)
         return copied
 
 
