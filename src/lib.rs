@@ -49,6 +49,7 @@ pub mod credentials;
 pub mod decision;
 #[cfg(feature = "server")]
 pub mod directory;
+#[cfg(feature = "server")]
 pub mod enrolment;
 pub mod entry;
 #[cfg(all(feature = "server", any(test, fuzzing)))]
