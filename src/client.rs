@@ -250,12 +250,22 @@ impl Client {
         credentials: impl Into<Credentials>,
         tls: &ClientTls,
     ) -> Result<Self, ClientError> {
+        Self::connecting_within(CONNECT_TIMEOUT, server_url, credentials, tls)
+    }
+
+    /// As [`Self::new`]; `connect_timeout` is for all addresses of the server together, TLS included.
+    pub(crate) fn connecting_within(
+        connect_timeout: Duration,
+        server_url: &str,
+        credentials: impl Into<Credentials>,
+        tls: &ClientTls,
+    ) -> Result<Self, ClientError> {
         let socket = server_url.trim().strip_prefix("unix:");
         let base = parse_base(if socket.is_some() { UNIX_BASE } else { server_url })?;
         // Whoever comes first installs it; both are the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(connect_timeout)
             .read_timeout(READ_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             // A token goes to the server that was named, nowhere else.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant as Deadline, timeout_at};
 use tracing::{info, warn};
 
@@ -84,6 +84,24 @@ impl Trouble {
     }
 }
 
+/// What the server is asked about.
+#[derive(Clone, Copy)]
+enum About {
+    Claim,
+    /// Ourselves.
+    Gate,
+}
+
+impl About {
+    /// A metric's label.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Gate => "self",
+        }
+    }
+}
+
 /// What the server thinks of us.
 #[derive(Debug)]
 struct Standing {
@@ -138,7 +156,13 @@ impl Remote {
             .with_params(rules.of(config.realm.as_str()).params)
             .with_clock(clock.clone());
         Ok(Self {
-            client: Client::new(&config.url, own.clone(), &config.tls)?,
+            // Time for another address where one is dead, and for the answer.
+            client: Client::connecting_within(
+                config.timeout * 3 / 4,
+                &config.url,
+                own.clone(),
+                &config.tls,
+            )?,
             own,
             principal: Principal { name: config.name.clone(), realm: config.realm.clone() },
             rules: rules.clone(),
@@ -206,7 +230,7 @@ impl Remote {
         if self.standing().verdict == Verdict::Refused {
             return Err(Trouble::Refused);
         }
-        match self.put("claim", question, deadline).await {
+        match self.put(About::Claim, question, deadline).await {
             Ok(verified) => {
                 // As good as a question about ourselves.
                 self.accepted();
@@ -227,24 +251,22 @@ impl Remote {
     /// Asks the server.
     async fn put(
         &self,
-        about: &str,
+        about: About,
         question: Question<'_>,
         deadline: Deadline,
     ) -> Result<Verified, Failed> {
         let Question { who, token, source, .. } = question;
         let begin = self.clock.now().monotonic;
-        let mut has_turn = false;
-        let asking = async {
-            // It is never closed.
-            let _turn = self.questions.acquire().await;
-            has_turn = true;
-            self.client.verify(who.name(), who.realm(), token.expose(), source).await
-        };
-        let outcome = match timeout_at(deadline, asking).await {
-            Ok(Ok(verified)) => Ok(verified),
-            Ok(Err(error)) => Err(Failed::from(&error)),
-            Err(_) if has_turn => Err(Failed::new(Trouble::Timeout, "it does not answer in time")),
+        // Whoever waits longer for a turn would have no time for an answer.
+        let outcome = match timeout_at(deadline - self.timeout / 2, self.turn(about)).await {
             Err(_) => Err(Failed::new(Trouble::Busy, "too many questions are open")),
+            Ok(_turn) => {
+                let asking = self.client.verify(who.name(), who.realm(), token.expose(), source);
+                match timeout_at(deadline, asking).await {
+                    Ok(answer) => answer.map_err(|error| Failed::from(&error)),
+                    Err(_) => Err(Failed::new(Trouble::Timeout, "it does not answer in time")),
+                }
+            }
         };
         let word = match &outcome {
             Ok(_) => "ok",
@@ -252,8 +274,18 @@ impl Remote {
             Err(failed) => failed.trouble.as_str(),
         };
         let took = self.clock.now().monotonic.saturating_duration_since(begin);
-        self.metrics.remote_question(about, word, took);
+        self.metrics.remote_question(about.as_str(), word, took);
         outcome
+    }
+
+    /// Waits until a question may be open. One about ourselves waits for no claims: however many of them are
+    /// wrong, the gate knows whether it may verify.
+    async fn turn(&self, about: About) -> Option<SemaphorePermit<'_>> {
+        match about {
+            // The semaphore is never closed.
+            About::Claim => self.questions.acquire().await.ok(),
+            About::Gate => None,
+        }
     }
 
     /// Asks about ourselves, at the start and whenever that is in doubt. Never ends.
@@ -284,7 +316,7 @@ impl Remote {
         let token = Token::parse(&self.own.token()).expect("tokens are made of digits");
         let question = Question { who, token: &token, source: None, reuse: None };
         let deadline = Deadline::now() + self.timeout;
-        let Err(failed) = self.put("self", question, deadline).await else {
+        let Err(failed) = self.put(About::Gate, question, deadline).await else {
             self.accepted();
             return Duration::ZERO;
         };

@@ -3,9 +3,8 @@
 //! The gate runs with an `/etc/hosts` of its own, in a mount namespace of its own.
 
 use std::path::Path;
-use std::process::Command;
 
-use crate::harness::{ALICE, Gate, Sandbox, eventually, stderr, token};
+use crate::harness::{ALICE, Gate, Sandbox, eventually, token};
 use crate::peers::echo::Echo;
 
 fn spawn(sandbox: &Sandbox, hosts: &Path, port: u16) -> Gate {
@@ -19,14 +18,7 @@ fn spawn(sandbox: &Sandbox, hosts: &Path, port: u16) -> Gate {
             sandbox.store()
         ),
     );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--map-root-user", "--mount", "sh", "-c"])
-        .arg("mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"")
-        .args(["sh".as_ref(), hosts.as_os_str()])
-        .args([env!("CARGO_BIN_EXE_otpgate"), "serve", "--log-format", "json", "--config"])
-        .arg(config);
-    Gate::spawn(command).unwrap_or_else(|output| panic!("{}", stderr(&output)))
+    Gate::with_hosts(hosts, &config)
 }
 
 /// Who answers a call: the upstream's name, or nobody and the gate's status.

@@ -211,6 +211,18 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// A gate with an `/etc/hosts` of its own, in a mount namespace of its own.
+    pub(crate) fn with_hosts(hosts: &Path, config: &Path) -> Self {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--map-root-user", "--mount", "sh", "-c"])
+            .arg("mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"")
+            .args(["sh".as_ref(), hosts.as_os_str()])
+            .args([env!("CARGO_BIN_EXE_otpgate"), "serve", "--log-format", "json", "--config"])
+            .arg(config);
+        Self::spawn(command).unwrap_or_else(|output| panic!("no gate: {}", stderr(&output)))
+    }
+
     /// Starts `command`, which must log as JSON, and waits until it serves.
     pub(crate) fn spawn(mut command: Command) -> Result<Self, Output> {
         let mut child = command

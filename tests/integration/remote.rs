@@ -1,5 +1,6 @@
 //! Gates that hold no seeds and ask another server: both of them the real program.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use otpgate::clock::{Clock as _, SystemClock};
 use otpgate::entry::Seed;
 use otpgate::otp::{Generator, TokenParams};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
 use crate::harness::{
@@ -43,13 +45,18 @@ fn sidecar(sandbox: &Sandbox, echo: &Echo, url: &str, more: &str) -> Gate {
 }
 
 fn sidecar_as(sandbox: &Sandbox, echo: &Echo, url: &str, name: &str, more: &str) -> Gate {
+    sandbox.serve(&(settings(sandbox, echo, url, name) + more))
+}
+
+/// Those of a gate that asks `url`, up to the end of `[remote]`.
+fn settings(sandbox: &Sandbox, echo: &Echo, url: &str, name: &str) -> String {
     let seed = sandbox.write("gate.seed", VERIFIER);
-    sandbox.serve(&format!(
+    format!(
         "[proxy]\nupstream = '{}'\n[remote]\nurl = '{url}'\nname = '{name}'\nseed_file = '{}'\n\
-         max_stale = '2s'\ntimeout = '1s'\n{more}",
+         max_stale = '2s'\ntimeout = '1s'\n",
         echo.address,
         seed.display()
-    ))
+    )
 }
 
 async fn status(gate: &Gate, name: &str, realm: &str, token: &str) -> u16 {
@@ -328,6 +335,43 @@ async fn the_server_is_reached_by_tls_and_by_unix_sockets() {
     assert_eq!(echo.seen(), 2);
 }
 
+/// A name with two addresses, of which one swallows what it is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_address_does_not_hide_a_living_one() {
+    let (home, echo) = (Sandbox::with_entries(), Echo::start().await);
+    let port = free_port();
+    for (alive, dead) in [("127.0.0.2", "127.0.0.3"), ("127.0.0.3", "127.0.0.2")] {
+        let _server = central(&home, &format!("[api]\nlisten = '{alive}:{port}'\n")).ready().await;
+        let _full = Full::at(format!("{dead}:{port}").parse().unwrap());
+        let sandbox = Sandbox::new();
+        let hosts = format!("127.0.0.1 localhost\n{dead} otp.test\n{alive} otp.test\n");
+        let hosts = sandbox.write("hosts", &hosts);
+        let settings = settings(&sandbox, &echo, &format!("http://otp.test:{port}"), "verifier");
+        let settings = settings.replace("[proxy]\n", "[proxy]\nlisten = '127.0.0.1:0'\n");
+        let config = sandbox.write("otpgate.toml", &(settings + "[ops]\nlisten = '127.0.0.1:0'\n"));
+        let gate = Gate::with_hosts(&hosts, &config).ready().await;
+        assert_eq!(status(&gate, "alice", "shop", &token(ALICE)).await, 200, "{alive}");
+    }
+}
+
+/// A listener whose queue is full: nobody else is let in, nor told so.
+struct Full {
+    _listener: Socket,
+    _waits: std::net::TcpStream,
+}
+
+impl Full {
+    fn at(address: SocketAddr) -> Self {
+        let listener = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        listener.bind(&address.into()).unwrap();
+        listener.listen(0).unwrap();
+        let waits = std::net::TcpStream::connect(address).unwrap();
+        let another = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        assert!(another.is_err(), "the queue is not full");
+        Self { _listener: listener, _waits: waits }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_of_one_token_share_a_question() {
     let (home, echo) = (Sandbox::with_entries(), Echo::start().await);
@@ -360,6 +404,8 @@ async fn questions_are_bounded() {
     assert!(answers.into_iter().all(|answer| answer.unwrap().status() == 503));
     let (open, busy) = (asked(&gate, "timeout").await, asked(&gate, "busy").await);
     assert!(open + busy == 20.0 && open >= 2.0 && busy >= 1.0, "{open} {busy}");
+    let about_itself = "otpgate_remote_questions_total{about=\"self\",outcome=\"busy\"}";
+    assert_eq!(metric(&gate, about_itself).await, 0.0, "claims do not keep the gate from asking");
     server.signal(libc::SIGCONT);
     let gate = gate.ready().await;
     assert_eq!(status(&gate, "alice", "shop", &right).await, 200);
