@@ -214,9 +214,11 @@ impl Remote {
             }
         }
         let answer = self.question(question, deadline).await?;
-        // Each use of a counted token is for the server to see.
-        if let (Some(place), Some(Verified { is_counted: false })) = (place, answer) {
-            place.remember(step);
+        match (place, answer) {
+            (Some(place), Some(Verified { is_counted: false })) => place.remember(step),
+            // Each use of a counted token is for the server to see.
+            (Some(place), Some(Verified { is_counted: true })) => place.leave_to_each(now),
+            _ => {}
         }
         Ok(answer.is_some())
     }

@@ -46,7 +46,7 @@ type Guard<'a> = PlaceholderGuard<
 
 pub(super) struct Memory {
     key: hmac::Key,
-    /// When each is forgotten.
+    /// When each is forgotten; where uses are counted, at once.
     answers: Cache<Print, Instant>,
 }
 
@@ -54,7 +54,8 @@ pub(super) struct Memory {
 pub(super) enum Found<'a> {
     /// The server confirmed it in this time step.
     Remembered,
-    /// It did, in a step of this number that is over: the clock was set back.
+    /// It did, but counts uses, so that each is a question of its own; or in a step of this number that is over,
+    /// as the clock was set back.
     Outdated,
     /// Nothing; whoever asks the same meanwhile waits for this place to be filled or dropped.
     Nothing(Place<'a>),
@@ -65,8 +66,17 @@ pub(super) struct Place<'a>(Guard<'a>);
 
 impl Place<'_> {
     pub(super) fn remember(self, step: Step) {
+        self.fill(step.end);
+    }
+
+    /// Remembers no yes, but that nobody needs to wait for another's question.
+    pub(super) fn leave_to_each(self, now: Moment) {
+        self.fill(now.monotonic);
+    }
+
+    fn fill(self, end: Instant) {
         // It fails if the entry was removed meanwhile: then nothing is remembered.
-        let _ = self.0.insert(step.end);
+        let _ = self.0.insert(end);
     }
 }
 
@@ -136,6 +146,17 @@ mod tests {
         // The wall clock is set back: the same step again, later.
         let back = Moment { unix: 1_700_000_007, monotonic: clock.now().monotonic };
         assert!(matches!(memory.find(&print(back), back).await, Found::Outdated));
+    }
+
+    #[tokio::test]
+    async fn counted_claims_pass_never_and_wait_for_nobody() {
+        let now = ManualClock::at(0).now();
+        let (memory, step) = (Memory::new(100).unwrap(), Step::of(now, 30));
+        let print = memory.print(who("a", "b"), &Token::parse("123456").unwrap(), step);
+        let Found::Nothing(place) = memory.find(&print, now).await else { panic!("it is known") };
+        place.leave_to_each(now);
+        let both = tokio::join!(memory.find(&print, now), memory.find(&print, now));
+        assert!(matches!(both, (Found::Outdated, Found::Outdated)));
     }
 
     #[tokio::test]
