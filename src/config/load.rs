@@ -218,7 +218,8 @@ fn read(root: &mut Section) -> Config {
     let shutdown = read_shutdown(root.section("shutdown"));
     let reload = read_reload(root.section("reload"));
     let process = read_process(root.section("process"));
-    let routes = read_routes(root, &mut upstreams);
+    let is_asked = !api.listen.is_empty() && !api.trusted_proxies.is_empty();
+    let routes = read_routes(root, &mut upstreams, is_asked);
     let proxy = ProxyConfig { upstreams, ..proxy };
     let config = Config {
         proxy,

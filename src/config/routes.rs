@@ -17,8 +17,12 @@ pub(super) const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("report
 pub(super) const SIMILAR_PATHS: &[(&str, SimilarPaths)] =
     &[("refuse", SimilarPaths::Refuse), ("distinct", SimilarPaths::Distinct)];
 
-/// Reads `[[route]]`.
-pub(super) fn read_routes(root: &mut Section, upstreams: &mut Vec<Upstream>) -> Vec<Route> {
+/// Reads `[[route]]`. `is_asked`: other proxies may ask, which forward to servers of their own.
+pub(super) fn read_routes(
+    root: &mut Section,
+    upstreams: &mut Vec<Upstream>,
+    is_asked: bool,
+) -> Vec<Route> {
     let mut routes: Vec<(usize, Route)> = Vec::new();
     for (i, section) in root.sections("route") {
         let Some(route) = read_route(section, upstreams) else { continue };
@@ -30,17 +34,23 @@ pub(super) fn read_routes(root: &mut Section, upstreams: &mut Vec<Upstream>) -> 
         }
         routes.push((i, route));
     }
-    check_raw_routes(root, &routes, upstreams);
+    check_raw_routes(root, &routes, upstreams, is_asked);
     routes.into_iter().map(|(_, route)| route).collect()
 }
 
 /// What a raw path means is up to the upstream: no raw route may lead past another one.
-fn check_raw_routes(root: &Section, routes: &[(usize, Route)], upstreams: &[Upstream]) {
+fn check_raw_routes(
+    root: &Section,
+    routes: &[(usize, Route)],
+    upstreams: &[Upstream],
+    is_asked: bool,
+) {
     let policy = Policy::new(routes.iter().map(|(_, route)| route.clone()).collect());
     let group = |route: &Route| upstreams.get(route.upstream.unwrap_or(0));
     for (i, raw) in routes.iter().filter(|(_, route)| route.raw_path) {
         let others = routes.iter().filter(|(j, _)| j != i);
-        let own_servers = raw.upstream.is_some()
+        let own_servers = !is_asked
+            && raw.upstream.is_some()
             && group(raw).is_some_and(|own| {
                 let proxys = upstreams.first();
                 let all = others.filter_map(|(_, other)| group(other)).chain(proxys);

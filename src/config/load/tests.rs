@@ -475,6 +475,12 @@ fn raw_routes_lead_past_no_other_route() {
         assert!(all.contains(".raw_path: "), "{text}: {all}");
         assert!(all.contains(expected), "{text}: {all}");
     }
+    // Another proxy that asks knows nothing of `upstream`.
+    let text = staff("/") + &raw("/raw", open, own);
+    let asked = "[api]\ntrusted_proxies = ['127.0.0.1']\n";
+    let all = problems(&format!("{asked}{text}"));
+    assert!(all.contains("one below `/`, which is stricter"), "{all}");
+    load_text(&format!("{asked}listen = 'off'\n{text}"), &[], &[]).unwrap();
     let all = problems("[proxy]\nsimilar_paths = 'yes'");
     assert!(all.contains("proxy.similar_paths: `yes` is none of `refuse`, `distinct`"), "{all}");
 }
