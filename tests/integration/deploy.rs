@@ -15,6 +15,7 @@ use crate::docs::{load_text, read};
 use crate::harness::{Sandbox, output_within, python, run, stderr, stdout};
 use crate::ops::every_metric;
 use crate::peers::tls::Pki;
+use crate::stacks::telling;
 
 /// How long the service sleeps before a sidecar's gate is told to stop.
 const SERVICE_SLEEPS: u64 = 5;
@@ -487,6 +488,9 @@ async fn envoy_knows_every_setting_and_nothing_is_let_pass_by_default() {
         let names = HeaderNames::default();
         let removed = list(&manager["route_config"]["request_headers_to_remove"]);
         assert!(removed.contains(&names.token.as_str().into()), "{file}");
+        for name in telling() {
+            assert!(removed.contains(&name.as_str().into()), "{file}: {name}");
+        }
         if let Some(service) = ask["http_service"].as_object() {
             assert_eq!(service["path_prefix"], "/authz/ext-authz");
             let copied = &service["authorization_response"]["allowed_upstream_headers"]["patterns"];
@@ -515,6 +519,12 @@ async fn traefik_asks_about_every_request_and_hides_the_token() {
         middlewares["otpgate-hide"]["headers"]["customRequestHeaders"].as_object().unwrap();
     let hidden: Vec<_> = hidden.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
     assert_eq!(hidden, [(names.token.as_str().to_owned(), &Value::from(""))]);
+    let stripped = middlewares["otpgate-strip"]["headers"]["customRequestHeaders"].as_object();
+    let stripped: Vec<_> = stripped.unwrap().keys().map(|name| name.to_lowercase()).collect();
+    // This one Traefik writes itself.
+    for name in telling().into_iter().filter(|name| name != "x-real-ip") {
+        assert!(stripped.contains(&name), "{name}");
+    }
     for (name, router) in config["http"]["routers"].as_object().unwrap() {
         let chain: Vec<_> = list(&router["middlewares"]).iter().map(text).collect();
         assert!(chain.iter().all(|name| middlewares.contains_key(*name)), "{name}");

@@ -39,6 +39,7 @@ macro_rules! with_each {
 
 with_each!(
     who_is_proven_passes_with_identity_alone,
+    methods_are_decided_on_as_they_are_forwarded,
     nothing_of_a_clients_own_reaches_the_service,
     paths_are_decided_on_as_they_are_forwarded,
     what_is_told_of_a_request_is_the_proxys_own,
@@ -46,6 +47,7 @@ with_each!(
     websockets_pass_and_no_other_upgrade,
     large_uploads_stream_through,
     without_the_gates_word_nothing_passes,
+    a_gate_that_hangs_lets_nothing_pass_and_nobody_wait,
     who_guesses_is_told_to_wait,
 );
 
@@ -74,6 +76,9 @@ impl Recorded {
             !shows_token(&text, &token(ALICE)) && !text.contains("evil"),
             "{request:?}: {text}"
         );
+        // What it names there is for one hop: further ones would drop the identity.
+        let named = |seen: &Seen| seen.values("connection").join(",").to_ascii_lowercase();
+        assert!(!seen.iter().any(|seen| named(seen).contains("x-auth")), "{request:?}: {text}");
         (answer, seen)
     }
 
@@ -118,11 +123,36 @@ async fn who_is_proven_passes_with_identity_alone(make: Make) {
     assert_eq!(told, ["shop.example", "127.0.0.1", "shop.example"]);
 }
 
+async fn methods_are_decided_on_as_they_are_forwarded(make: Make) {
+    let rig = Recorded::start(make).await;
+    for (method, status) in [("POST", 200), ("PUT", 200), ("DELETE", 403), ("GET", 403)] {
+        let request = get("/methods", &(alice() + "Content-Length: 0\r\n")).replace("GET", method);
+        let passes = (status == 200).then(|| format!("alice {method} /methods"));
+        assert_eq!(rig.brief(&request).await, (status, passes.into_iter().collect()), "{request}");
+    }
+}
+
+/// Headers that make services see another client, host, path or method: all that the gate's own proxy removes,
+/// and some of those that it removes by the beginning of their names.
+pub(crate) fn telling() -> Vec<String> {
+    let source = crate::docs::read("src/proxy/headers.rs");
+    let (_, lists) = source.split_once("const OVERRIDES:").unwrap();
+    let (lists, _) = lists.split_once("const FORWARDING_PREFIX:").unwrap();
+    let listed = lists.split('"').skip(1).step_by(2).filter(|name| !name.ends_with('-'));
+    let begun = ["x-forwarded-method", "x-forwarded-prefix", "x-forwarded-uri", "x-original-host"]
+        .into_iter()
+        .chain(["x-original-method", "x-original-uri", "x-original-url", "x-rewrite-url"]);
+    // The last one names requests in logs alone.
+    listed.chain(begun).filter(|name| *name != "x-request-id").map(str::to_owned).collect()
+}
+
 /// `evil` reaches nobody, whatever comes of the request.
 async fn nothing_of_a_clients_own_reaches_the_service(make: Make) {
     let rig = Recorded::start(make).await;
     let mut passed = 0;
+    let told: String = telling().iter().map(|name| format!("{name}: evil\r\n")).collect();
     for lines in [
+        &format!("X-Forwarded-Ssl: evil\r\n{told}"),
         "X-Auth-Name: evil\r\nX-Auth-Realm: evil\r\n",
         "x-auth-name: evil\r\nX-AUTH-REALM: evil\r\nX-Auth-Token: evil\r\n",
         "X_Auth_Name: evil\r\n",
@@ -138,6 +168,9 @@ async fn nothing_of_a_clients_own_reaches_the_service(make: Make) {
         "X-Rewrite-URL: /evil\r\nX-HTTP-Method-Override: evil\r\n",
         "Forwarded: for=evil;host=evil\r\nX-Real-IP: evil\r\nX-Forwarded-For: evil\r\n",
         "X-Otpgate-Status: evil\r\nX-Envoy-Auth-Headers-To-Remove: host, evil\r\n",
+        // Servers that make variables of names take these for the end of the body.
+        "Content_Length: evil\r\n",
+        "Transfer.Encoding: evil\r\n",
     ] {
         for (path, proof, expected) in
             [("/public", "", "nobody GET /public"), ("/x", &alice(), "alice GET /x")]
@@ -507,6 +540,40 @@ async fn without_the_gates_word_nothing_passes(make: Make) {
     }
     let (_after, _sandbox) = gate(&port).await;
     assert_eq!(ask(front.address, get("/x", &alice())).await.status, 200);
+}
+
+async fn a_gate_that_hangs_lets_nothing_pass_and_nobody_wait(make: Make) {
+    let service = Recorder::start().await;
+    // The kernel takes connections, and nobody reads them.
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = hanging.local_addr().unwrap();
+    let front = Front::start_with(make, api, service.address, Some(make.waits())).await;
+    for request in [get("/public", ""), get("/x", &alice())] {
+        let answer = bounded("the refusal", ask(front.address, &request)).await;
+        assert!([500, 504].contains(&answer.status), "{}", answer.head);
+        assert!(service.take().await.0.is_empty());
+    }
+}
+
+/// What a service answers makes nginx ask it for nothing else: nobody would have decided on that.
+#[tokio::test]
+async fn an_answer_for_nginx_leads_nowhere() {
+    let answer = "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /admin\r\nContent-Length: 0\r\n\r\n";
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stack = Stack::start(Make::Nginx, service.local_addr().unwrap()).await;
+    let (seen, mut heads) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = service.accept().await {
+            let mut connection = Connection::over(stream);
+            while let Some(head) = connection.request_head().await {
+                let _ = seen.send(head);
+                connection.send(answer).await;
+            }
+        }
+    });
+    assert_eq!(ask(stack.front.address, get("/public", "")).await.status, 200);
+    assert!(heads.recv().await.unwrap().starts_with("GET /public "));
+    assert!(heads.try_recv().is_err());
 }
 
 async fn who_guesses_is_told_to_wait(make: Make) {

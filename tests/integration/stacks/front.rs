@@ -22,6 +22,14 @@ public = true
 path = "/admin"
 allow = ["lab"]
 [[route]]
+path = "/methods"
+methods = ["DELETE"]
+allow = ["lab"]
+[[route]]
+path = "/methods"
+methods = ["POST", "PUT"]
+allow = ["*"]
+[[route]]
 path = "/"
 hosts = ["lab.example"]
 allow = ["lab"]
@@ -36,6 +44,21 @@ pub(super) enum Make {
 }
 
 impl Make {
+    /// How long its file lets it wait for an answer of the gate, and what makes that short.
+    pub(super) fn waits(self) -> (&'static str, &'static str) {
+        let (file, wait, short) = match self {
+            Self::Nginx => {
+                ("nginx/otpgate.conf", "proxy_read_timeout 5s", "proxy_read_timeout 200ms")
+            }
+            Self::Caddy => {
+                ("caddy/Caddyfile", "response_header_timeout 5s", "response_header_timeout 200ms")
+            }
+            Self::HaProxy => ("haproxy/otpgate.lua", "TIMEOUT_MS = 2500", "TIMEOUT_MS = 50"),
+        };
+        assert!(read(&format!("deploy/{file}")).contains(wait), "{file}");
+        (wait, short)
+    }
+
     /// What to replace for HTTP/2 without TLS.
     pub(super) fn h2c(self) -> (&'static str, &'static str) {
         match self {
