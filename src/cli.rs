@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::commands;
 use crate::commands::serve::Source;
 use crate::config::Config;
-use crate::config::load::{self, ConfigError, Flag, Loaded};
+use crate::config::load::{self, ConfigError, Files, Flag, Loaded};
 use crate::hardening::{self, Memory};
 
 /// A reverse-proxy auth sidecar: lets through only requests whose one-time token proves who sends
@@ -106,12 +106,12 @@ impl Settings {
     /// # Errors
     /// As [`Self::load`].
     pub(crate) fn load_with(&self, more: Vec<Flag>) -> Result<Config, ConfigError> {
-        self.load_noting_files(more).config
+        self.load_noting_files(more, Files::Any).config
     }
 
-    fn load_noting_files(&self, more: Vec<Flag>) -> Loaded {
+    fn load_noting_files(&self, more: Vec<Flag>, may_name: Files) -> Loaded {
         let flags: Vec<_> = self.flags().into_iter().chain(more).collect();
-        load::load_noting_files(self.config.as_deref(), std::env::vars_os(), &flags)
+        load::load_noting_files(self.config.as_deref(), std::env::vars_os(), &flags, may_name)
     }
 }
 
@@ -144,7 +144,7 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
-    fn load(&self) -> Loaded {
+    fn load(&self, may_name: Files) -> Loaded {
         let flags = [
             Flag::given("--remote", "remote.url", self.remote.as_ref()),
             Flag::given("--upstream", "proxy.upstream", self.upstream.as_ref()),
@@ -154,7 +154,7 @@ impl ServeArgs {
             Flag::given("--log-level", "log.level", self.log_level.as_ref()),
             Flag::given("--log-format", "log.format", self.log_format.as_ref()),
         ];
-        self.settings.load_noting_files(flags.into_iter().flatten().collect())
+        self.settings.load_noting_files(flags.into_iter().flatten().collect(), may_name)
     }
 }
 
@@ -211,14 +211,14 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => {
             let takes_over = args.takeover;
-            let (source, config) = Source::begin(move || args.serve.load())?;
+            let (source, config) = Source::begin(move |may_name| args.serve.load(may_name))?;
             if config.process.core_dumps {
                 keep(Memory::Debuggable);
             }
             commands::serve::run(config, source, takes_over)
         }
         Command::Demo(args) => commands::demo::run(&args),
-        Command::Check(args) => commands::check::run(args.serve.load().config, args.form),
+        Command::Check(args) => commands::check::run(args.serve.load(Files::Any).config, args.form),
         Command::Token(args) => commands::token::run(&args),
         Command::Client(args) => commands::block_on(async {
             Ok(commands::client::run(*args).await.unwrap_or_else(|error| {

@@ -24,7 +24,7 @@ use crate::directory::RealmRules;
 use crate::entry::Realm;
 use crate::policy::{Access, Grant};
 
-pub use super::reader::Problem;
+pub use super::reader::{Files, Problem};
 
 /// Read when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/otpgate/otpgate.toml";
@@ -89,19 +89,24 @@ pub fn load(
     env: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag],
 ) -> Result<Config, ConfigError> {
-    load_noting_files(file, env, flags).config
+    load_noting_files(file, env, flags, Files::Any).config
 }
 
-/// As [`load`], and tells which files that depends on.
+/// As [`load`], and tells which files that depends on. Other files than `may_name` are not opened.
 pub fn load_noting_files(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag],
+    may_name: Files,
 ) -> Loaded {
     let path = file.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     // If nobody can tell whether it exists, reading it says why.
     let is_read = file.is_some() || path.try_exists().unwrap_or(true);
-    let table = if is_read { read_file(&path) } else { Ok(Table::new()) };
+    let table = match may_name.objection(&path) {
+        Some(objection) => Err(ConfigError::one(path.display().to_string(), objection)),
+        None if is_read => read_file(&path),
+        None => Ok(Table::new()),
+    };
     let file = is_read.then(|| path.clone());
     let table = match table {
         Ok(table) => table,
@@ -116,8 +121,8 @@ pub fn load_noting_files(
         let origin = Origin { name: flag.name.to_owned(), raw: flag.value.clone().into() };
         sources.set(path, Value::String(flag.value.clone()), origin);
     }
-    let mut root = Section::root(sources.table, sources.origins, sources.problems);
-    root.depends_on(&path);
+    let mut root = Section::root(may_name, sources.table, sources.origins, sources.problems);
+    root.depends_on("", &path);
     let config = read(&mut root);
     let files = root.files();
     let problems = root.problems();
@@ -377,7 +382,7 @@ pub fn fuzz(data: &[u8]) {
     if text.contains("_file") {
         return;
     }
-    let mut root = Section::root(table, BTreeMap::default(), Vec::new());
+    let mut root = Section::root(Files::Any, table, BTreeMap::default(), Vec::new());
     let _ = read(&mut root);
     for problem in root.problems() {
         assert!(!problem.message.is_empty());

@@ -17,6 +17,9 @@ use zeroize::Zeroizing;
 const DURATIONS: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
 
+/// More than any bundle of CAs has.
+const LARGEST_FILE: u64 = 16 << 20;
+
 /// One thing that is wrong with the settings.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -32,6 +35,27 @@ impl Display for Problem {
     }
 }
 
+/// Which files settings may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// Also pipes: they are read once.
+    Any,
+    /// What can be read again, and at once.
+    Regular,
+}
+
+impl Files {
+    /// Why the file at `path` is none of these; what is not there is none of its business.
+    #[must_use]
+    pub fn objection(self, path: &Path) -> Option<&'static str> {
+        let meta = std::fs::metadata(path).ok().filter(|_| self == Self::Regular)?;
+        if !meta.is_file() {
+            return Some("no regular file: it cannot be read again");
+        }
+        (meta.len() > LARGEST_FILE).then_some("larger than 16 MiB: it holds something else")
+    }
+}
+
 /// Where a value came from, if not from the file, and its raw text, which may be a secret.
 #[derive(Clone)]
 pub(super) struct Origin {
@@ -43,6 +67,7 @@ pub(super) struct Origin {
 
 struct Shared {
     problems: RefCell<Vec<Problem>>,
+    may_name: Files,
     /// Files that settings name, whether they could be read or not.
     files: RefCell<BTreeSet<PathBuf>>,
     /// By key path.
@@ -60,11 +85,13 @@ pub(super) struct Section {
 impl Section {
     /// The root of all settings, of which these problems are known already.
     pub(super) fn root(
+        may_name: Files,
         table: Table,
         origins: BTreeMap<String, Origin>,
         problems: Vec<Problem>,
     ) -> Self {
         let shared = Rc::new(Shared {
+            may_name,
             origins,
             problems: RefCell::new(problems),
             files: RefCell::default(),
@@ -82,9 +109,14 @@ impl Section {
         self.shared.problems.borrow_mut().push(Problem { key, message: message.to_string() });
     }
 
-    /// Notes that a setting depends on the contents of `path`.
-    pub(super) fn depends_on(&self, path: &Path) {
+    /// Notes that `key` depends on the contents of `path`. Whether that may be opened.
+    pub(super) fn depends_on(&self, key: &str, path: &Path) -> bool {
         self.shared.files.borrow_mut().insert(path.to_owned());
+        let objection = self.shared.may_name.objection(path);
+        if let Some(objection) = objection {
+            self.problem(key, format_args!("`{}` is {objection}", path.display()));
+        }
+        objection.is_none()
     }
 
     /// What [`Self::depends_on`] was told so far, in any section.
@@ -265,8 +297,9 @@ impl Section {
     /// An existing file's path.
     pub(super) fn file(&mut self, key: &str) -> Option<PathBuf> {
         let path: PathBuf = self.get(key)?;
-        self.depends_on(&path);
-        if let Err(error) = std::fs::File::open(&path) {
+        if self.depends_on(key, &path)
+            && let Err(error) = std::fs::File::open(&path)
+        {
             self.problem(key, format_args!("cannot read `{}`: {error}", path.display()));
         }
         Some(path)
@@ -287,7 +320,9 @@ impl Section {
             },
         };
         let path: Option<PathBuf> = self.get(&file_key);
-        path.iter().for_each(|path| self.depends_on(path));
+        if path.as_ref().is_some_and(|path| !self.depends_on(&file_key, path)) {
+            return None;
+        }
         if direct.is_some() && path.is_some() {
             self.problem(key, format_args!("`{key}` and `{file_key}` are both set: keep one"));
             return None;
@@ -402,7 +437,7 @@ mod tests {
     use super::*;
 
     fn root(text: &str) -> Section {
-        Section::root(toml::from_str(text).unwrap(), BTreeMap::new(), Vec::new())
+        Section::root(Files::Any, toml::from_str(text).unwrap(), BTreeMap::new(), Vec::new())
     }
 
     fn problems(section: Section) -> Vec<String> {

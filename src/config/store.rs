@@ -148,14 +148,20 @@ fn read_sealing(s: &mut Section, url: &StoreUrl) -> Sealing {
         }
         return Sealing::Off;
     }
-    old.iter().chain(&named).for_each(|path| s.depends_on(path));
+    let all_named = old
+        .iter()
+        .map(|old| ("old_key_files", old))
+        .chain(named.iter().map(|key| ("key_file", key)));
+    for (key, path) in all_named {
+        s.depends_on(key, path);
+    }
     match (named, url) {
         (Some(path), _) => Sealing::KeyFile { path, old, make: false },
         (None, StoreUrl::Sqlite(file)) => {
             let mut path = file.clone().into_os_string();
             path.push(".key");
             let path = PathBuf::from(path);
-            s.depends_on(&path);
+            s.depends_on("key_file", &path);
             Sealing::KeyFile { path, old, make: true }
         }
         (None, StoreUrl::Redis(_)) => {

@@ -257,6 +257,66 @@ async fn bad_settings_change_nothing_and_show() {
     assert!(metric(&gate, loaded_at).await.unwrap() >= started);
 }
 
+/// Settings that come through a pipe are there once; without them the gate would have those of nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_is_read_once() {
+    let (echo, sandbox) = (Echo::start().await, Sandbox::with_entries());
+    let settings = format!(
+        "{}listen = '127.0.0.1:0'\n[api]\nlisten = 'off'\n[ops]\nlisten = '127.0.0.1:0'\n\
+         [store]\nurl = '{}'\n[[route]]\npath = '/'\nallow = 'shop'\n",
+        proxy_to(&echo),
+        sandbox.store()
+    );
+    let (pipe, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, settings.as_bytes()).unwrap();
+    drop(writer);
+    let mut command = otpgate();
+    command.args(["serve", "--log-format", "json", "--config", "/dev/stdin"]).stdin(pipe);
+    let gate = Gate::spawn(command).unwrap_or_else(|output| panic!("{}", stderr(&output)));
+    let gate = gate.ready().await;
+    assert_eq!(gate.api, "", "off");
+    assert_eq!((status(&gate, "/", ALICE).await, status(&gate, "/", BOB).await), (200, 403));
+    // There is nothing to read again.
+    assert_eq!(hung_up(&gate).await, "refused");
+    assert_eq!((status(&gate, "/", ALICE).await, status(&gate, "/", BOB).await), (200, 403));
+}
+
+/// What is no file of settings is not opened, however it is named: it might be waited for until the end, or fill
+/// the memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_again_is_no_file_of_settings() {
+    let (echo, sandbox) = (Echo::start().await, Sandbox::with_entries());
+    let settings = format!("{QUICK}{}", proxy_to(&echo));
+    let gate = sandbox.serve(&settings).ready().await;
+    let (pipe, huge) = (sandbox.path("pipe"), sandbox.path("huge"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    for (number, (file, why)) in [
+        (pipe.as_path(), "no regular file"),
+        (huge.as_path(), "larger than 16 MiB"),
+        (Path::new("/dev/zero"), "no regular file"),
+        (sandbox.path("").as_path(), "no regular file"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for key in ["key_file", "password_file", "ca_file"] {
+            let bad = format!("{settings}[store]\n{key} = '{}' # {number}\n", file.display());
+            assert_eq!(replaced(&sandbox, &gate, &bad).await, "refused");
+            let is_it = |line: &Value| {
+                let text = line["message"].as_str().unwrap_or_default();
+                let about = format!("`{}` is {why}", file.display());
+                line["key"] == format!("store.{key}") && text.contains(&about)
+            };
+            gate.wait_for_log(is_it).unwrap();
+        }
+        // What it names, and is unfit, does not stand in the way of better settings.
+        let better = format!("{settings}# {number}\n");
+        assert_eq!(replaced(&sandbox, &gate, &better).await, "reloaded", "{}", file.display());
+    }
+    assert_eq!(status(&gate, "/", ALICE).await, 200);
+}
+
 /// A file that a bad configuration names for the first time is watched, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_missing_is_found_when_it_comes() {

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::config::load::{ConfigError, Loaded, Problem};
+use crate::config::load::{ConfigError, Files, Loaded, Problem};
 
 /// After a change, files are looked at again this often, until all stay as they are: who writes several
 /// has a moment for it, and a file may be gone while it is replaced.
@@ -29,7 +29,7 @@ const CHUNK: usize = 64 << 10;
 type Contents = BTreeMap<PathBuf, Option<[u8; 32]>>;
 
 /// Reads settings as at the start.
-type Load = Arc<dyn Fn() -> Loaded + Send + Sync>;
+type Load = Arc<dyn Fn(Files) -> Loaded + Send + Sync>;
 
 /// The source of a running gate's settings.
 pub struct Source {
@@ -43,15 +43,15 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads the settings of the start. `load` reads them, the same way each time.
+    /// Reads the settings of the start, pipes included. `load` reads them, the same way each time.
     ///
     /// # Errors
     /// All that is wrong with them.
     pub fn begin(
-        load: impl Fn() -> Loaded + Send + Sync + 'static,
+        load: impl Fn(Files) -> Loaded + Send + Sync + 'static,
     ) -> Result<(Self, Config), ConfigError> {
         let load: Load = Arc::new(load);
-        let (Loaded { file, files, config }, seen) = read(&load, []);
+        let (Loaded { file, files, config }, seen) = read(&load, Files::Any, []);
         Ok((Self { load, file, seen, named: files }, config?))
     }
 
@@ -61,19 +61,10 @@ impl Source {
     /// All that is wrong with them.
     pub(super) async fn read(&mut self) -> Result<Config, Vec<Problem>> {
         let (load, known) = (self.load.clone(), self.seen.keys().cloned().collect::<Vec<_>>());
-        let reading = spawn_blocking(move || {
-            let unfit = unfit(&known);
-            if unfit.is_empty() {
-                let (loaded, seen) = read(&load, known);
-                (seen, Ok(loaded))
-            } else {
-                (contents(known), Err(unfit))
-            }
-        });
-        let (seen, loaded) =
+        let reading = spawn_blocking(move || read(&load, Files::Regular, known));
+        let (loaded, seen) =
             reading.await.map_err(|_| vec![problem("reload", "reading failed")])?;
         self.seen = seen;
-        let loaded = loaded?;
         self.named = loaded.files;
         match (&self.file, loaded.file) {
             // Its absence would mean the defaults, which nobody asked for.
@@ -129,18 +120,17 @@ impl Source {
 
 /// Reads settings, and the contents of their files and of `more`: these no later, so that no change is
 /// missed.
-fn read(load: &Load, more: impl IntoIterator<Item = PathBuf>) -> (Loaded, Contents) {
+fn read(
+    load: &Load,
+    may_name: Files,
+    more: impl IntoIterator<Item = PathBuf>,
+) -> (Loaded, Contents) {
     // Only settings say which files there are.
-    let files = load().files;
-    let seen = contents(files.into_iter().chain(more));
-    (load(), seen)
-}
-
-/// Files that hold nothing when they are read a second time, such as pipes.
-fn unfit(files: &[PathBuf]) -> Vec<Problem> {
-    let is_unfit = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|meta| !meta.is_file());
-    let unfit = files.iter().filter(is_unfit);
-    unfit.map(|path| problem(path.display(), "no regular file: it cannot be read again")).collect()
+    let loaded = load(may_name);
+    let seen = contents(loaded.files.iter().cloned().chain(more));
+    // A pipe is empty by now: without what was in it, settings would be others.
+    let again = loaded.files.iter().all(|file| Files::Regular.objection(file).is_none());
+    (if again { load(may_name) } else { loaded }, seen)
 }
 
 fn problem(key: impl ToString, message: &str) -> Problem {
@@ -150,11 +140,10 @@ fn problem(key: impl ToString, message: &str) -> Problem {
 fn contents(files: impl IntoIterator<Item = PathBuf>) -> Contents {
     let print = |path: &Path| -> io::Result<Option<[u8; 32]>> {
         // Opening something else might wait for ever.
-        if std::fs::metadata(path)?.is_file() {
-            digest(File::open(path)?).map(Some)
-        } else {
-            Ok(None)
+        if Files::Regular.objection(path).is_some() {
+            return Ok(None);
         }
+        digest(File::open(path)?).map(Some)
     };
     files
         .into_iter()
@@ -188,9 +177,10 @@ mod tests {
     /// configuration file, if it is there.
     fn source(files: &[&Path]) -> Source {
         let files: Vec<_> = files.iter().map(|path| path.to_path_buf()).collect();
-        let load = move || {
+        let load = move |may_name| {
             let (none, empty) = (std::iter::empty(), tempfile::NamedTempFile::new().unwrap());
-            let loaded = crate::config::load::load_noting_files(Some(empty.path()), none, &[]);
+            let loaded =
+                crate::config::load::load_noting_files(Some(empty.path()), none, &[], may_name);
             let file = files.first().filter(|path| path.exists()).cloned();
             Loaded { file, files: files.clone(), config: loaded.config }
         };
@@ -239,10 +229,7 @@ mod tests {
         let mut source = source(&[&file, &pipe]);
         std::fs::write(&file, "changed").unwrap();
         changed(&source).await;
-        let problems = source.read().await.unwrap_err();
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].key.ends_with("/pipe") && problems[0].message.contains("regular file"));
-        // Told once.
+        source.read().await.unwrap();
         assert_eq!(source.look().await, source.seen);
     }
 
