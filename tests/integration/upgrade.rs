@@ -187,7 +187,8 @@ async fn a_successor_has_the_settings_of_now() {
     let port = free_port();
     let settings = |ops: u16| {
         format!(
-            "[proxy]\nlisten = '127.0.0.1:0'\n[api]\nlisten = '127.0.0.1:0'\n[ops]\nlisten = '127.0.0.1:{ops}'\n"
+            "[proxy]\nlisten = '127.0.0.1:0'\nupstream = '127.0.0.1:1'\n[api]\nlisten = '127.0.0.1:0'\n\
+             [ops]\nlisten = '127.0.0.1:{ops}'\n"
         )
     };
     let mut gates = Dynasty::found(&sandbox, &settings(port)).await;

@@ -139,6 +139,26 @@ async fn sockets_that_nothing_is_configured_for_are_refused() {
     }
 }
 
+/// In containers the manager's socket may have a name that is in no file system.
+#[test]
+fn a_service_manager_without_a_file_is_told() {
+    use std::os::linux::net::SocketAddrExt as _;
+    let sandbox = Sandbox::with_entries();
+    let name = sandbox.path("notify").display().to_string();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+    let manager = UnixDatagram::bind_addr(&address).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = crate::harness::otpgate();
+    command
+        .args(["serve", "--log-format", "json", "--store", &sandbox.store()])
+        .args(["--proxy", "127.0.0.1:0", "--api", "off", "--ops", "off"])
+        .env("NOTIFY_SOCKET", format!("@{name}"));
+    let gate = Gate::spawn(command).unwrap_or_else(|output| panic!("{}", stderr(&output)));
+    assert_eq!(next(&manager), "READY=1");
+    gate.signal(libc::SIGTERM);
+    assert_eq!(next(&manager), "STOPPING=1");
+}
+
 /// What systemd would be told.
 fn next(manager: &UnixDatagram) -> String {
     let mut text = [0; 256];
@@ -152,7 +172,7 @@ async fn the_service_manager_is_told_where_the_service_is() {
     let socket = sandbox.path("notify");
     let manager = UnixDatagram::bind(&socket).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let config = sandbox.write("otpgate.toml", "");
+    let config = sandbox.write("otpgate.toml", "[proxy]\nupstream = '127.0.0.1:1'\n");
     let mut command = crate::harness::otpgate();
     command
         .args(["serve", "--log-format", "json", "--store", &sandbox.store(), "--config"])
