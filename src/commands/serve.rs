@@ -91,10 +91,9 @@ pub fn run(config: Config, source: Source, takes_over: bool) -> Result<ExitCode,
         note_gate("started", reports.then_some("report_mode"));
         server.reload_from(source, hangups, level);
         let end = signals.end(&server, &program).await;
-        // A second signal means now.
         tokio::select! {
             () = server.stop(end) => info!("stopped"),
-            name = signals.stop.recv() => warn!("{name} again: stopping at once"),
+            name = signals.stop.now(end) => warn!("{name} again: stopping at once"),
         }
         note_gate("stopped", (end == End::Succeeded).then_some("succeeded"));
         Ok::<_, Failure>(ExitCode::SUCCESS)
@@ -145,6 +144,7 @@ impl Signals {
             };
             match handed_over {
                 Ok(pid) => {
+                    server.leave_files();
                     manager::goes_on_in(pid);
                     info!(pid, "another process serves now: draining");
                     return End::Succeeded;
@@ -162,6 +162,16 @@ impl Stop {
             () = work => None,
             name = self.recv() => Some(name),
         }
+    }
+
+    /// The name of the one that means now: the second. A process that was succeeded has not heard the first
+    /// yet, which is sent to all processes of a service.
+    async fn now(&mut self, end: End) -> &'static str {
+        if end == End::Succeeded {
+            let name = self.recv().await;
+            info!("{name}: draining already");
+        }
+        self.recv().await
     }
 
     /// The next one's name.
@@ -375,6 +385,13 @@ impl Server {
         self.verifier.is_current(self.clock.now())
     }
 
+    /// The files of Unix sockets are a successor's from now on.
+    fn leave_files(&self) {
+        for handle in &self.handles {
+            handle.keep_file(true);
+        }
+    }
+
     fn note_failed_upgrade(&self, error: &upgrade::Failed) {
         warn!(%error, "the upgrade failed, this process goes on");
         self.metrics.upgrade_failures.inc();
@@ -397,9 +414,6 @@ impl Server {
         let idle = if end == End::Succeeded { nearly_all } else { LAST_CHANCE };
         self.drain.set_bounds(idle, streams.min(nearly_all));
         if end == End::Succeeded {
-            for handle in &self.handles {
-                handle.keep_file(true);
-            }
             self.closing_ops.send_replace(true);
         }
         self.closing.send_replace(true);

@@ -183,6 +183,30 @@ async fn at_an_upgrade_what_is_open_stays_with_the_old_process() {
     echoes(&mut others.tunnel).await;
 }
 
+/// Whoever stops the service while the old process drains, as systemd tells all of its processes, cuts nothing.
+#[tokio::test]
+async fn a_stop_after_an_upgrade_cuts_nobody() {
+    let (sandbox, grpc) = (Sandbox::with_entries(), EchoH2::start(None).await);
+    let mut gates = found(&sandbox, &grpc, "15s", "").await;
+    let mut accepted = Connection::to(tcp(&addresses(&gates.gate, "proxy")[0])).await;
+    let half = format!("POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 4\r\n{}\r\nab", proof());
+    accepted.send(half).await;
+    gates.gate.wait_for_log(|line| line["message"] == "serving");
+    let old = gates.upgrade();
+    for pid in [old, gates.reigning] {
+        // SAFETY: kill takes two integers.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    }
+    gates.gate.wait_for_log(|line| line["message"] == "SIGTERM: draining already").unwrap();
+    eventually("the new one ends", || async { has_ended(gates.reigning).then_some(()) }).await;
+    accepted.send("cd").await;
+    assert_eq!(accepted.answer().await.expect("it is answered").status, 200);
+    // A second one means now.
+    gates.reigning = old;
+    gates.signal(libc::SIGTERM);
+    eventually("the old one ends", || async { has_ended(old).then_some(()) }).await;
+}
+
 /// Kept-alive connections hear of the end with their next answer, already while load balancers have their delay.
 #[tokio::test]
 async fn a_stop_turns_readiness_red_then_closes_and_a_second_signal_means_now() {
