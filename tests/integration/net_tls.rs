@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{ADMIN, Sandbox, http, otpgate, output_within, stderr, stdout};
+use crate::harness::{ADMIN, Sandbox, eventually, http, otpgate, output_within, stderr, stdout};
 use crate::peers::echo::Echo;
 use crate::peers::gate::{Gate, Setup, plain};
 use crate::peers::tls::Pki;
@@ -44,6 +44,45 @@ async fn curl(url: &str, pki: &Pki, identity: Option<&TlsFiles>) -> String {
     }
     curl.arg(url);
     stdout(&output_within(LIMIT, curl).await)
+}
+
+/// Whatever becomes of the CAs of clients while the gate runs, nobody gets in without a certificate of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn cas_of_clients_are_replaced_and_never_left_out() {
+    let sandbox = Sandbox::with_entries();
+    let [server, first, second] = [(); 3].map(|()| Pki::new());
+    let identities = [&first, &second].map(|pki| pki.identity("client"));
+    let cas = [&first, &second].map(|pki| std::fs::read_to_string(&pki.ca_file).unwrap());
+    let file = sandbox.write("clients.pem", &cas[0]);
+    let settings = tls_settings("api", &server, &file);
+    let gate = sandbox.serve(&format!("[reload]\nwatch = 'off'\n{settings}"));
+    let url = gate.api.replace("http://127.0.0.1", "https://localhost") + "/openapi.json";
+    let let_in = async || {
+        let [one, two] = &identities;
+        let mut all = Vec::new();
+        for identity in [None, Some(one), Some(two)] {
+            all.push(curl(&url, &server, identity).await == "200");
+        }
+        all
+    };
+    let reloads = |outcome: &str| {
+        let event = format!(r#""action":"settings","outcome":"{outcome}""#);
+        gate.log_text().matches(&event).count()
+    };
+    assert_eq!(let_in().await, [false, true, false]);
+    for (number, bad) in [Some(""), Some("no certificate"), None].into_iter().enumerate() {
+        match bad {
+            Some(text) => drop(sandbox.write("clients.pem", text)),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        gate.signal(libc::SIGHUP);
+        eventually("it is refused", || async { (reloads("refused") > number).then_some(()) }).await;
+        assert_eq!(let_in().await, [false, true, false], "{bad:?}");
+    }
+    sandbox.write("clients.pem", &cas[1]);
+    gate.signal(libc::SIGHUP);
+    eventually("it is reloaded", || async { (reloads("reloaded") > 0).then_some(()) }).await;
+    assert_eq!(let_in().await, [false, false, true]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

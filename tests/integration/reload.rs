@@ -615,10 +615,14 @@ async fn bounds_and_trust_change_also_on_open_connections() {
     let second = open.ask(request()).await.unwrap();
     assert!(second.text().to_lowercase().contains("x-request-id: mine"), "{}", second.text());
 
+    assert_eq!(replaced(&sandbox, &gate, &settings("")).await, "reloaded");
+    let third = open.ask(request()).await.unwrap();
+    assert!(!third.text().to_lowercase().contains("x-request-id: mine"), "{}", third.text());
+
     let small = settings("[proxy.limits]\nmax_body_bytes = 4\nmax_head_bytes = '1KiB'\n");
     assert_eq!(replaced(&sandbox, &gate, &small).await, "reloaded");
-    let third = open.ask(request()).await.unwrap();
-    assert_eq!(third.status, 413);
+    let fourth = open.ask(request()).await.unwrap();
+    assert_eq!(fourth.status, 413);
     let mut open = Connection::to(address(&gate.proxy)).await;
     let large = format!("GET /{} HTTP/1.1\r\nHost: g\r\n\r\n", "x".repeat(2000));
     assert_eq!(open.ask(large).await.unwrap().status, 431);
