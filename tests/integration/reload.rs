@@ -809,6 +809,47 @@ fn silent() -> (std::net::SocketAddr, impl Sized) {
 }
 
 /// Servers of a new group that are down are known before the first request meets them.
+/// A server that counts who connects.
+async fn counting() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::<AtomicUsize>::default();
+    let counted = count.clone();
+    tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (address, count)
+}
+
+/// Nobody looks after servers that are not used any more, however many reloads there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_old_settings_are_left_alone() {
+    let sandbox = Sandbox::with_entries();
+    let [(one, old), (two, new)] = [counting().await, counting().await];
+    let settings = |upstream: std::net::SocketAddr| {
+        format!("{QUICK}[proxy]\nupstream = '{upstream}'\n[proxy.health]\ninterval = '20ms'\n")
+    };
+    let gate = sandbox.serve(&settings(one)).ready().await;
+    let checks = async |count: &AtomicUsize, more: usize| {
+        let before = count.load(Ordering::Relaxed);
+        eventually("it is checked", || async {
+            (count.load(Ordering::Relaxed) >= before + more).then_some(())
+        })
+        .await;
+    };
+    checks(&old, 2).await;
+    assert_eq!(replaced(&sandbox, &gate, &settings(two)).await, "reloaded");
+    // One that had begun may end meanwhile.
+    checks(&new, 3).await;
+    let left = old.load(Ordering::Relaxed);
+    checks(&new, 20).await;
+    assert_eq!(old.load(Ordering::Relaxed), left);
+    let healthy = "otpgate_upstream_backends{state=\"healthy\"}";
+    assert_eq!(metric(&gate, healthy).await, Some(1.0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_are_down_are_known_at_once() {
     let (one, two, sandbox) =
@@ -867,6 +908,9 @@ async fn quotas_and_the_time_to_stop_change() {
         "reloaded"
     );
     assert_eq!((guess().await, guess().await), (401, 401));
+    // What has become unsafe is said once.
+    assert_eq!(hung_up(&gate).await, "reloaded");
+    assert_eq!(gate.log_text().matches("wrong tokens cost nothing").count(), 1);
     assert_eq!(replaced(&sandbox, &gate, &settings("")).await, "reloaded");
     gate.signal(libc::SIGTERM);
     // Not after an hour.
