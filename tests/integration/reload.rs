@@ -627,13 +627,35 @@ async fn bounds_and_trust_change_also_on_open_connections() {
     let large = format!("GET /{} HTTP/1.1\r\nHost: g\r\n\r\n", "x".repeat(2000));
     assert_eq!(open.ask(large).await.unwrap().status, 431);
 
+    let gone = async || {
+        eventually("earlier connections are gone", || async {
+            (metric(&gate, "otpgate_connections{listener=\"proxy\"}").await == Some(0.0))
+                .then_some(())
+        })
+        .await;
+    };
+
+    // How many of one source, unless it brings everybody's requests.
+    let each =
+        |more: &str| settings(&format!("{more}[proxy.limits]\nmax_connections_per_source = 1\n"));
+    let proxies = each("trusted_proxies = ['127.0.0.1']\n");
+    assert_eq!(replaced(&sandbox, &gate, &proxies).await, "reloaded");
+    gone().await;
+    let mut two =
+        [Connection::to(address(&gate.proxy)).await, Connection::to(address(&gate.proxy)).await];
+    for one in &mut two {
+        assert_eq!(one.ask(request()).await.unwrap().status, 200);
+    }
+    assert_eq!(replaced(&sandbox, &gate, &each("")).await, "reloaded");
+    let mut open = Connection::to(address(&gate.proxy)).await;
+    assert_eq!(open.ask(request()).await.unwrap().status, 200);
+    assert!(Connection::to(address(&gate.proxy)).await.ends().await);
+    drop((open, two));
+
     // Who may connect, and how many at once.
     let one = settings("allow_from = ['127.0.0.1']\n[proxy.limits]\nmax_connections = 1\n");
     assert_eq!(replaced(&sandbox, &gate, &one).await, "reloaded");
-    eventually("earlier connections are gone", || async {
-        (metric(&gate, "otpgate_connections{listener=\"proxy\"}").await == Some(0.0)).then_some(())
-    })
-    .await;
+    gone().await;
     let mut open = Connection::to(address(&gate.proxy)).await;
     assert_eq!(open.ask(request()).await.unwrap().status, 200);
     assert!(Connection::to(address(&gate.proxy)).await.ends().await);
