@@ -412,12 +412,20 @@ pub struct HeaderNames {
 }
 
 impl HeaderNames {
-    /// All that carry credentials or identity; some may be there twice.
-    pub fn protected(&self) -> impl Iterator<Item = &http::HeaderName> {
+    /// Those that carry a claim: name, realm, token.
+    #[must_use]
+    pub fn credentials(&self) -> [&http::HeaderName; 3] {
         [&self.name, &self.realm, &self.token]
-            .into_iter()
-            .chain([&self.identity_name, &self.identity_realm])
-            .chain(&self.identity_principal)
+    }
+
+    /// Those that say who is proven.
+    pub fn identity(&self) -> impl Iterator<Item = &http::HeaderName> {
+        [&self.identity_name, &self.identity_realm].into_iter().chain(&self.identity_principal)
+    }
+
+    /// Both; some may be there twice.
+    pub fn protected(&self) -> impl Iterator<Item = &http::HeaderName> {
+        self.credentials().into_iter().chain(self.identity())
     }
 }
 

@@ -97,7 +97,7 @@ pub(super) async fn prove(
 
 /// The triple in the headers; all parts are missing if all headers are.
 fn triple_of(headers: &HeaderMap, names: &HeaderNames) -> Result<[Option<Value>; 3], ApiError> {
-    let found = one_of_each(headers, [&names.name, &names.realm, &names.token]);
+    let found = one_of_each(headers, names.credentials());
     let found = found.map_err(|ambiguous| {
         let text = match ambiguous {
             Ambiguous::Alias => "A credential header is spelled in an ambiguous way.",

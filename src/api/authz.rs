@@ -239,7 +239,7 @@ impl Api {
         let headers = response.headers_mut();
         let names = self.decider.names();
         let empty = || HeaderValue::from_static("");
-        for name in self.identity_names() {
+        for name in names.identity() {
             headers.insert(name.clone(), empty());
         }
         for (name, text) in who.into_iter().flat_map(|who| identity(names, who)) {
@@ -255,17 +255,11 @@ impl Api {
         response
     }
 
-    /// Headers that say who is proven.
-    pub(super) fn identity_names(&self) -> impl Iterator<Item = &HeaderName> {
-        let names = self.decider.names();
-        [&names.identity_name, &names.identity_realm].into_iter().chain(&names.identity_principal)
-    }
-
     /// Credential headers that do not also say who is proven: upstreams must not see them.
     pub(super) fn headers_to_remove(&self) -> impl Iterator<Item = &HeaderName> {
         let names = self.decider.names();
-        let is_identity = |name: &&HeaderName| self.identity_names().any(|other| other == *name);
-        [&names.name, &names.realm, &names.token].into_iter().filter(move |name| !is_identity(name))
+        let is_identity = |name: &&HeaderName| names.identity().any(|other| other == *name);
+        names.credentials().into_iter().filter(move |name| !is_identity(name))
     }
 }
 

@@ -20,9 +20,8 @@ pub(super) fn read_headers(mut s: Section) -> HeaderNames {
         identity_realm: s.parse("identity_realm", parse).unwrap_or(default.identity_realm),
         identity_principal: s.parse("identity_principal", parse),
     };
-    let credentials = [&headers.name, &headers.realm, &headers.token];
-    let mut identity = vec![&headers.identity_name, &headers.identity_realm];
-    identity.extend(&headers.identity_principal);
+    let credentials = headers.credentials();
+    let identity: Vec<_> = headers.identity().collect();
     let distinct = |names: &[&HeaderName]| {
         names.iter().map(|name| fold(name)).collect::<HashSet<_>>().len() == names.len()
     };
@@ -36,7 +35,7 @@ pub(super) fn read_headers(mut s: Section) -> HeaderNames {
     if !distinct(&identity) || identity.iter().any(|name| fold(name) == token) {
         s.problem("identity_name", "identity headers must differ from each other and from `token`");
     }
-    for name in credentials.iter().chain(&identity) {
+    for name in headers.protected() {
         if RESERVED.contains(&fold(name).as_str()) {
             s.problem("name", format_args!("`{name}` has a meaning of its own in HTTP"));
         }

@@ -48,8 +48,7 @@ impl Unclear {
 /// # Errors
 /// If there is more than one reading, or none.
 pub(super) fn read<'a>(headers: &'a HeaderMap, names: &HeaderNames) -> Result<Claim<'a>, Unclear> {
-    let found = one_of_each(headers, [&names.name, &names.realm, &names.token])
-        .map_err(Unclear::Ambiguous)?;
+    let found = one_of_each(headers, names.credentials()).map_err(Unclear::Ambiguous)?;
     let [Some(name), Some(realm), Some(token)] = found else {
         return Ok(Claim::Missing);
     };
@@ -87,7 +86,7 @@ pub fn fuzz(data: &[u8]) {
     }
     let names = HeaderNames::default();
     let Ok(claim) = read(&headers, &names) else { return };
-    for protected in [&names.name, &names.realm, &names.token] {
+    for protected in names.credentials() {
         let is_it = |name: &&http::HeaderName| crate::credentials::spells(name, protected);
         let found = headers.iter().filter(|(name, _)| is_it(name)).count();
         assert_eq!(found, headers.get_all(protected).iter().count(), "an alias is left");

@@ -8,7 +8,8 @@ use crate::harness::{ALICE, BOB, Gate, Sandbox, address, http, token, wrong_toke
 use crate::peers::echo::Echo;
 use crate::peers::wire::{Answer, Connection, ask};
 
-const ROUTES: &str = r#"
+/// Who may pass where.
+pub(crate) const ROUTES: &str = r#"
 [[route]]
 path = "/"
 allow = ["*"]

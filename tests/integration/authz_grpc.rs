@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::authz::ROUTES;
 use crate::harness::{ALICE, BOB, Gate, Sandbox, address, http, token, wrong_token};
 use crate::peers::echo::Echo;
 use crate::peers::tls::Pki;
@@ -24,25 +25,6 @@ use crate::peers::wire::ask;
 use crate::peers::{LIMIT, bounded, h2peer};
 
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-const ROUTES: &str = r#"
-[[route]]
-path = "/"
-allow = ["*"]
-[[route]]
-path = "/public"
-public = true
-[[route]]
-path = "/admin"
-allow = ["lab"]
-[[route]]
-path = "/watched"
-allow = ["lab"]
-mode = "report"
-[[route]]
-path = "/"
-hosts = ["lab.example"]
-allow = ["lab"]
-"#;
 const TRUSTING: &str = "trusted_proxies = ['127.0.0.1']";
 const CALM: &str = "[throttle]\nenabled = false\n";
 

@@ -41,7 +41,7 @@ impl Allowed {
     pub(super) fn new(api: &Api, who: Option<&Principal>) -> Self {
         let names = api.decider.names();
         let set_all = who.into_iter().flat_map(|who| identity(names, who));
-        let unproven = api.identity_names().filter(|_| who.is_none());
+        let unproven = names.identity().filter(|_| who.is_none());
         let remove = api.headers_to_remove().chain(unproven);
         Self(OkHttpResponse {
             headers: set_all.map(|(name, value)| set(name, value.into_owned())).collect(),

@@ -99,9 +99,8 @@ fn headers(
 }
 
 fn is_credential(name: &str, names: &HeaderNames) -> bool {
-    HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| {
-        [&names.name, &names.realm, &names.token].iter().any(|own| spells(&name, own))
-    })
+    HeaderName::from_bytes(name.as_bytes())
+        .is_ok_and(|name| names.credentials().iter().any(|own| spells(&name, own)))
 }
 
 fn raw_value(header: &Header) -> Result<&[u8], Denied> {
