@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use otpgate::clock::{Clock as _, SystemClock};
 use otpgate::config::{Sealing, StoreConfig};
-use otpgate::directory::follower::Follower;
-use otpgate::directory::{Directory, Hold, TokenRules};
-use otpgate::entry::{Entry, EntryId, Principal, PrincipalRef, Seed};
-use otpgate::metrics::Metrics;
+use otpgate::directory::Hold;
+use otpgate::entry::{Principal, PrincipalRef};
 use otpgate::seal::Sealer;
 use otpgate::store::url::StoreUrl;
 use otpgate::store::{MAX_BATCH, Store, Version};
 
+#[path = "support/filled.rs"]
+mod filled;
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/integration/redis_server.rs"]
 mod redis_server;
 
+use filled::{Gate, entry, fill, principal};
 use redis_server::{Options, RedisServer};
 
 /// Sizes that are measured unless arguments name others.
@@ -29,7 +30,6 @@ const SIZES: [u64; 2] = [10_000, 1_000_000];
 const WRITES: usize = 500;
 /// Times that Redis is killed and started again.
 const CRASHES: usize = 15;
-const PATIENCE: Duration = Duration::from_secs(600);
 /// Look-ups of each kind.
 const LOOK_UPS: usize = 2_000_000;
 /// Names that are used often.
@@ -93,51 +93,6 @@ fn settings(url: &str, key: &std::path::Path) -> StoreConfig {
     config
 }
 
-fn principal(number: u64) -> Principal {
-    Principal::parse(&format!("service-{number}"), "bench").expect("a name")
-}
-
-fn entry(number: u64) -> Entry {
-    Entry::new(EntryId(number), principal(number), Seed::random(), 1_700_000_000)
-}
-
-async fn fill(store: &Store, entries: u64) {
-    let mut at = 1;
-    while at <= entries {
-        let end = (at + MAX_BATCH as u64).min(entries + 1);
-        let batch: Vec<_> = (at..end).map(entry).collect();
-        store.insert(&batch).await.expect("inserted");
-        at = end;
-    }
-}
-
-/// A directory with its follower, which ends with it.
-struct Gate {
-    directory: Arc<Directory>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Gate {
-    fn start(store: Store, hold: &Hold) -> Self {
-        let (rules, metrics) = (TokenRules::default(), Arc::new(Metrics::new([])));
-        let (stale, now) = (Duration::from_secs(15), SystemClock.now());
-        let directory = Arc::new(Directory::new(store, hold, rules, stale, metrics, now));
-        let follower = Follower::new(directory.clone(), Arc::new(SystemClock));
-        let task = tokio::spawn(async move { follower.run().await });
-        Self { directory, task }
-    }
-
-    async fn has(&self, version: Version) {
-        assert!(self.directory.wait_for(version, PATIENCE).await);
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 fn part(times: &[Duration], part: f64) -> Duration {
     let mut times = times.to_vec();
     times.sort();
@@ -149,9 +104,10 @@ async fn revocation(followers: usize) {
     let place = Place::new(true);
     let store = place.store();
     store.init().await.expect("made");
-    fill(&store, 10_000).await;
-    let gates: Vec<_> =
-        (0..followers).map(|_| Gate::start(place.store(), &Hold::default())).collect();
+    fill(&store, (1..=10_000).map(entry)).await;
+    let gates: Vec<_> = (0..followers)
+        .map(|_| Gate::start(place.store(), &Hold::default(), Arc::new(SystemClock)))
+        .collect();
     let mut times = Vec::new();
     for number in 0..WRITES as u64 {
         let who = principal(number + 1);
@@ -175,9 +131,10 @@ async fn recovery(followers: usize) {
     let mut place = Place::new(true);
     let store = place.store();
     store.init().await.expect("made");
-    fill(&store, 10_000).await;
-    let gates: Vec<_> =
-        (0..followers).map(|_| Gate::start(place.store(), &Hold::default())).collect();
+    fill(&store, (1..=10_000).map(entry)).await;
+    let gates: Vec<_> = (0..followers)
+        .map(|_| Gate::start(place.store(), &Hold::default(), Arc::new(SystemClock)))
+        .collect();
     let mut times = Vec::new();
     for crash in 0..CRASHES as u64 {
         let version = store.insert(&[entry(20_000 + 2 * crash)]).await.expect("inserted");
@@ -211,7 +168,7 @@ async fn sizes_of(entries: u64) {
     let place = Place::new(false);
     let store = place.store();
     store.init().await.expect("made");
-    fill(&store, entries).await;
+    fill(&store, (1..=entries).map(entry)).await;
     let Sealing::KeyFile { path, .. } = &place.config.sealing else { unreachable!() };
     for hold in ["all", "index"] {
         let child = format!("{hold} {entries} {} {}", place.server.url(), path.display());
@@ -231,7 +188,8 @@ async fn measure_size(child: &str) {
     let store = Store::open(&config).expect("good settings");
     let before = resident();
     let began = SystemClock.now().monotonic;
-    let gate = Gate::start(store, &Hold { cached_entries, ..Hold::default() });
+    let gate =
+        Gate::start(store, &Hold { cached_entries, ..Hold::default() }, Arc::new(SystemClock));
     gate.has(Version(entries.div_ceil(MAX_BATCH as u64))).await;
     let load = began.elapsed();
     let memory = resident() - before;
