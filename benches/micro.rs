@@ -42,14 +42,14 @@ fn of_each_request(bencher: Bencher, name: &str) {
 
 #[divan::bench(args = [10_000, 1_000_000], threads = [1, 2])]
 fn directory(bencher: Bencher, entries: u64) {
-    look_ups(bencher, &Filled::of(entries));
+    look_ups(bencher, Filled::of(entries));
 }
 
 #[divan::bench(args = [10_000, 1_000_000], threads = [1, 2])]
 fn directory_while_writes_run(bencher: Bencher, entries: u64) {
     let filled = Filled::of(entries);
     let _writes = filled.write();
-    look_ups(bencher, &filled);
+    look_ups(bencher, filled);
 }
 
 fn look_ups(bencher: Bencher, filled: &Filled) {

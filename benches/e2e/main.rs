@@ -1,2 +1,107 @@
-//! x
-fn main() {}
+//! Requests through the gate beside bare pingora, nginx, HAProxy and Caddy, in one run: `make bench`, on a
+//! quiet machine. `docs/performance.md` says what is measured and how; `--help` how to choose.
+//!
+//! Upstream and load are on the first core, what is measured on the second. What this program starts it
+//! pins, watches and stops; it is itself started again as bare pingora and as the load of fixed rate.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+#[path = "../support/bare.rs"]
+mod bare;
+mod bare_server;
+mod callers;
+mod configs;
+mod load;
+mod machine;
+mod open_loop;
+mod plan;
+mod process;
+mod report;
+mod stand;
+mod start;
+
+use plan::{Arm, Plan, Scenario};
+use report::Report;
+use stand::Stand;
+
+/// What a child process is: in the environment, since cargo has arguments of its own.
+const CHILD: &str = "BENCH_CHILD";
+
+/// End-to-end benchmark: tables on standard output, in target/bench.md and, with every run, target/bench.json.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds; each runs every arm of every scenario once.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Only these arms (and bare pingora, which the others are compared with).
+    #[arg(long, value_delimiter = ',')]
+    arms: Vec<Arm>,
+    /// Only these scenarios.
+    #[arg(long, value_delimiter = ',')]
+    scenarios: Vec<Scenario>,
+    /// Requests a second of fixed load, instead of half of what arms took before.
+    #[arg(long, value_delimiter = ',')]
+    rates: Vec<u64>,
+    /// Runs are repeated while other programs use more of one core than that, in percent.
+    #[arg(long, default_value_t = 6.0)]
+    foreign: f64,
+    /// One round of one second, nothing repeated: shows that all works, measures nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Options {
+    fn plan(self) -> Plan {
+        let chosen = |arms: Vec<Arm>| match arms[..] {
+            [] => Arm::value_variants().to_vec(),
+            _ => arms.into_iter().chain([Arm::Bare]).collect::<BTreeSet<_>>().into_iter().collect(),
+        };
+        let scenarios = match self.scenarios[..] {
+            [] => Scenario::value_variants().to_vec(),
+            _ => self.scenarios,
+        };
+        let (rounds, seconds, tries) =
+            if self.quick { (1, 1, 1) } else { (self.rounds, self.seconds, plan::TRIES) };
+        let (arms, rates, foreign) = (chosen(self.arms), self.rates, self.foreign);
+        Plan { rounds, seconds, tries, arms, scenarios, rates, foreign }
+    }
+}
+
+fn main() -> ExitCode {
+    match std::env::var(CHILD).as_deref() {
+        Ok(bare_server::CHILD) => bare_server::run(),
+        Ok(open_loop::CHILD) => open_loop::run(),
+        _ => measure(Options::parse().plan()),
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure(plan: Plan) {
+    let facts = machine::facts();
+    let stand = Stand::start(&plan.arms);
+    let mut report = Report::new(facts, &plan);
+    for (round, scenario, arm) in plan.runs() {
+        plan::run(&plan, &stand, &mut report, round, scenario, arm);
+    }
+    if plan.scenarios.contains(&Scenario::FixedLoad) {
+        for rate in plan.rates(&report) {
+            for (round, arm) in plan.turns(Scenario::FixedLoad) {
+                plan::run_at(&plan, &stand, &mut report, round, arm, rate);
+            }
+        }
+    }
+    if plan.scenarios.contains(&Scenario::Start) {
+        report.starts = start::measure(&stand, plan.rounds);
+    }
+    drop(stand);
+    report.publish();
+}

@@ -2,7 +2,6 @@
 //! connections and the number of threads that the gate has when it is measured.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use otpgate::net::Connection;
@@ -14,9 +13,8 @@ use pingora::server::configuration::ServerConf;
 const UPSTREAM_POOL: usize = 1024;
 
 /// The settings.
-pub(crate) fn conf() -> Arc<ServerConf> {
-    let pool = UPSTREAM_POOL;
-    Arc::new(ServerConf { threads: 1, upstream_keepalive_pool_size: pool, ..ServerConf::default() })
+pub(crate) fn conf() -> ServerConf {
+    ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() }
 }
 
 /// The proxy. On the gate's own listener (`OURS`) it tells the guard when a head is read, as it must.

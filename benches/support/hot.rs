@@ -29,8 +29,11 @@ use tower::ServiceExt as _;
 
 use crate::filled::{Gate, entry, fill};
 
-/// What is measured, and what does it once; the number says for which of the callers.
-pub(crate) const HOT: [(&str, fn(&Rig, usize)); 11] = [
+/// Does it once; the number says for which of the callers.
+pub(crate) type Run = fn(&Rig, usize);
+
+/// What is measured.
+pub(crate) const HOT: [(&str, Run); 11] = [
     ("a right token", Rig::right_token),
     ("a wrong token", Rig::wrong_token),
     ("an unknown name", Rig::unknown_name),

@@ -131,7 +131,7 @@ async fn upstream() -> SocketAddr {
 }
 
 async fn bare(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
-    let app = Arc::new(http_proxy(&conf(), Bare::<false> { upstream }));
+    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare::<false> { upstream }));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
@@ -150,7 +150,7 @@ async fn bare(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
 }
 
 fn bare_on_our_listener(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
-    let app = Arc::new(http_proxy(&conf(), Bare::<true> { upstream }));
+    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream }));
     let place = Listen::at(Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
     let metrics = Arc::new(Metrics::new([]));
     let listener = Listener::bind("proxy", &[place], Limits::default(), metrics);
