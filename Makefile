@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test chaos check build fmt fuzz bench-store
+.PHONY: help demo test chaos check build fmt fuzz bench bench-check bench-store
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -63,6 +63,19 @@ fuzz: ## run fuzz targets for a while (FUZZ_SECONDS=20 for each, FUZZ_TARGETS="p
 	    $(FUZZ) run --sanitizer none $$target target/corpus/$$target fuzz/corpus/$$target -- \
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
 	done
+
+# One arm alone, briefly: make bench BENCH="--arms otpgate --scenarios keep-alive --rounds 1"; all: BENCH=--help
+BENCH ?=
+bench: ## the gate beside bare pingora, nginx, HAProxy and Caddy, on a quiet machine; tables go to target/bench.md
+	@tests/tools/install build
+	@tests/tools/install bench
+	$(CARGO) bench --locked --bench e2e -- $(BENCH)
+
+# ACCEPT=1 makes what is counted now the figures to compare with.
+bench-check: ## instructions and allocations of a request, compared with benches/counts.json
+	@tests/tools/install build
+	@tests/tools/install bench
+	$(CARGO) bench --locked --bench counts -- $(if $(ACCEPT),--accept)
 
 # Ten million take about ten minutes and 9 GB: make bench-store SIZES="10000 1000000 10000000"
 SIZES ?=

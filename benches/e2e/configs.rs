@@ -65,7 +65,7 @@ pub(crate) fn upstream(folder: &Path, port: u16) -> String {
     nginx(folder, &server)
 }
 
-/// nginx as proxy; it asks the gate at `api`, if there is one.
+/// nginx as proxy, which holds answers in memory alone; it asks the gate at `api`, if there is one.
 pub(crate) fn nginx_proxy(
     folder: &Path,
     at: Places,
@@ -80,7 +80,7 @@ pub(crate) fn nginx_proxy(
     let http = format!(
         "{gate}{}server {{ listen 127.0.0.1:{plain}; listen 127.0.0.1:{h2c} http2;\n\
          listen 127.0.0.1:{tls} ssl; ssl_certificate {cert}; ssl_certificate_key {key};\n\
-         proxy_http_version 1.1; proxy_next_upstream off; {server}\n\
+         proxy_http_version 1.1; proxy_next_upstream off; proxy_max_temp_file_size 0; {server}\n\
          location / {{ proxy_pass http://service; proxy_set_header Host $http_host;\n\
          proxy_set_header Connection \"\"; {location} }}\n{question} }}",
         group("service", upstream)
@@ -115,7 +115,7 @@ pub(crate) fn caddy(at: Places, upstream: u16, files: &Files, api: u16) -> Strin
     let (cert, key) = (files.certificate.display(), files.key.display());
     let Places { plain, h2c, tls, .. } = at;
     format!(
-        "{{\n admin off\n auto_https off\n persist_config off\n skip_install_trust\n\
+        "{{\n admin off\n auto_https off\n skip_install_trust\n\
          servers {{\n  protocols h1 h2 h2c\n }}\n}}\n\
          (all) {{\n forward_auth 127.0.0.1:{api} {{\n  uri /authz/forward-auth\n\
          copy_headers X-Auth-Name X-Auth-Realm\n }}\n\

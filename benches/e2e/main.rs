@@ -30,7 +30,7 @@ use stand::Stand;
 /// What a child process is: in the environment, since cargo has arguments of its own.
 const CHILD: &str = "BENCH_CHILD";
 
-/// End-to-end benchmark: tables on standard output, in target/bench.md and, with every run, target/bench.json.
+/// End-to-end benchmark: tables on standard output, in target/bench.md and, with all runs, target/bench.json.
 #[derive(Debug, Parser)]
 struct Options {
     /// Rounds; each runs every arm of every scenario once.
@@ -100,8 +100,7 @@ fn measure(plan: Plan) {
         }
     }
     if plan.scenarios.contains(&Scenario::Start) {
-        report.starts = start::measure(&stand, plan.rounds);
+        report.add_starts(start::measure(&stand, plan.rounds));
     }
-    drop(stand);
-    report.publish();
+    println!("{}", report.markdown());
 }

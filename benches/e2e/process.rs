@@ -1,7 +1,7 @@
 //! Processes on a core of their own, and what they use.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,24 +33,33 @@ pub(crate) fn pinned(core: &str, program: impl AsRef<std::ffi::OsStr>) -> Comman
 pub(crate) struct Process {
     child: Child,
     name: String,
+    log: PathBuf,
 }
 
 impl Process {
-    pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Self {
-        let log = fs::File::create(log).expect("a log file");
-        let child = command.stdout(Stdio::null()).stderr(log).spawn();
+    pub(crate) fn start(name: &str, command: &mut Command, log: PathBuf) -> Self {
+        let file = fs::File::create(&log).expect("a log file");
+        let child = command.stdout(Stdio::null()).stderr(file).spawn();
         let child = child.unwrap_or_else(|e| panic!("{name}: {e}; `tests/tools/install bench`?"));
-        Self { child, name: name.to_owned() }
+        Self { child, name: name.to_owned(), log }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Fails if it has ended by itself.
+    /// Fails if it has ended by itself, with what it complained about.
     pub(crate) fn must_run(&mut self) {
         let ended = self.child.try_wait().expect("its state");
-        assert!(ended.is_none(), "{} has ended: {ended:?}", self.name);
+        assert!(ended.is_none(), "{} has ended: {ended:?}{}", self.name, self.complaints());
+    }
+
+    /// The last lines of its log.
+    pub(crate) fn complaints(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines.iter().skip(lines.len().saturating_sub(5));
+        last.map(|line| format!("\n{}: {line}", self.name)).collect()
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct Report<'a> {
     facts: Facts,
     plan: &'a Plan,
     runs: Vec<Run>,
-    pub(crate) starts: Vec<Start>,
+    starts: Vec<Start>,
 }
 
 impl<'a> Report<'a> {
@@ -87,6 +87,13 @@ impl<'a> Report<'a> {
             sample.foreign_percent
         );
         self.runs.push(Run { round, scenario, arm, fixed, sample });
+        // Now: a run that fails later loses nothing.
+        self.save();
+    }
+
+    pub(crate) fn add_starts(&mut self, starts: Vec<Start>) {
+        self.starts = starts;
+        self.save();
     }
 
     /// The median rate.
@@ -94,17 +101,18 @@ impl<'a> Report<'a> {
         self.median((scenario, None), arm, |sample| sample.rate)
     }
 
-    /// Prints it, and writes it to target/bench.md and, with all runs, target/bench.json.
-    pub(crate) fn publish(&self) {
+    /// Writes it to target/bench.md and, with all runs, target/bench.json.
+    fn save(&self) {
         let text = self.markdown();
-        println!("{text}");
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+        std::fs::create_dir_all(&folder).expect("target");
         let json = serde_json::to_string_pretty(self).expect("JSON");
         std::fs::write(folder.join("bench.md"), text).expect("target/bench.md");
         std::fs::write(folder.join("bench.json"), json).expect("target/bench.json");
     }
 
-    fn markdown(&self) -> String {
+    /// Tables of what there is so far.
+    pub(crate) fn markdown(&self) -> String {
         let mut text = String::from("| | |\n|---|---|\n");
         for fact in &self.facts {
             line(&mut text, format_args!("| {} | {} |", fact.what, fact.is));
@@ -142,17 +150,17 @@ impl<'a> Report<'a> {
         );
         for arm in self.arms(key) {
             let ratio = self.ratio(key, arm, Arm::Bare, |sample| sample.rate);
-            let errors: u64 = self.samples(key, arm).iter().map(|(_, sample)| sample.errors).sum();
             line(
                 text,
                 format_args!(
-                    "| {} | {} | {} | {} | {:.1} | {:.0} % | {errors} |",
+                    "| {} | {} | {} | {} | {:.1} | {:.0} % | {} |",
                     arm.name(),
                     self.spread(key, arm, 0, |sample| sample.rate),
                     ratio.map_or("".to_owned(), |ratio| format!("{ratio:.3}")),
                     self.spread(key, arm, 2, |sample| sample.cpu),
                     self.value(key, arm, |sample| sample.memory as f64 / 1e6),
                     self.value(key, arm, |sample| sample.load_percent),
+                    self.errors(key, arm),
                 ),
             );
         }
@@ -163,7 +171,7 @@ impl<'a> Report<'a> {
             text,
             format_args!(
                 "\n### {rate} requests a second\n\n| arm | p50, µs | p99, µs | p99.9, µs | p99 beyond bare | \
-                 CPU s per 100,000 |\n|---|---|---|---|---|---|"
+                 CPU s per 100,000 | errors |\n|---|---|---|---|---|---|---|"
             ),
         );
         for arm in self.arms(key) {
@@ -173,10 +181,11 @@ impl<'a> Report<'a> {
             line(
                 text,
                 format_args!(
-                    "| {} | {p50} | {p99} | {p999} | {} | {} |",
+                    "| {} | {p50} | {p99} | {p999} | {} | {} | {} |",
                     arm.name(),
                     middle(beyond).map_or("".to_owned(), |micros| format!("{micros:+.0}")),
                     self.spread(key, arm, 2, |sample| sample.cpu),
+                    self.errors(key, arm),
                 ),
             );
         }
@@ -249,6 +258,10 @@ impl<'a> Report<'a> {
         let runs = self.runs.iter();
         let of_key = runs.filter(|run| (run.scenario, run.fixed) == key && run.arm == arm);
         of_key.map(|run| (run.round, &run.sample)).collect()
+    }
+
+    fn errors(&self, key: Key, arm: Arm) -> u64 {
+        self.samples(key, arm).iter().map(|(_, sample)| sample.errors).sum()
     }
 
     fn values(&self, key: Key, arm: Arm, value: impl Fn(&Sample) -> f64) -> Vec<f64> {

@@ -147,7 +147,7 @@ impl Stand {
         let folder = self.path(&name);
         fs::create_dir(&folder).expect("a folder");
         let mut command = self.command(part, at, &folder);
-        Process::start(&name, &mut command, &folder.join("log"))
+        Process::start(&name, &mut command, folder.join("log"))
     }
 
     fn command(&self, part: Part, at: Places, folder: &Path) -> Command {
@@ -243,13 +243,7 @@ impl Stand {
 
     /// What the processes complained about.
     fn logs(&self) -> String {
-        let read = |part: &Part, places: &Places| {
-            let file = self.path(&format!("{part:?}-{}", places.plain)).join("log");
-            let text = fs::read_to_string(file).unwrap_or_default();
-            let lines: Vec<_> = text.lines().rev().take(3).collect();
-            format!("\n{part:?}: {}", lines.join("\n    "))
-        };
-        self.running.iter().map(|(part, (places, _))| read(part, places)).collect()
+        self.running.values().map(|(_, process)| process.complaints()).collect()
     }
 }
 

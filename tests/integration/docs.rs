@@ -252,6 +252,7 @@ fn links_between_documents_lead_somewhere() {
         "docs/operations.md",
         "docs/conformance.md",
         "docs/failures.md",
+        "docs/performance.md",
         "docs/requests.md",
         "deploy/README.md",
     ] {
