@@ -22,7 +22,7 @@ mod hot;
 mod whole;
 
 use hot::{HOT, Rig};
-use whole::{Front, Whole};
+use whole::{WHOLE, Whole};
 
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts.json");
 /// More instructions than that are a regression.
@@ -35,13 +35,6 @@ const TIMES: [usize; 2] = [500, 1_500];
 /// What a child process is to run, and how often.
 const CHILD: &str = "BENCH_COUNTS_CHILD";
 const CHILD_TIMES: &str = "BENCH_COUNTS_TIMES";
-
-/// Whole requests; what the gate has beyond the first is its own.
-const WHOLE: [(&str, Front); 3] = [
-    ("a request through bare pingora", Front::Bare),
-    ("a request through bare pingora on the gate's listener", Front::BareOnOurListener),
-    ("a request through the gate", Front::Gate),
-];
 
 /// What is kept in the repository.
 #[derive(Serialize, Deserialize)]

@@ -14,13 +14,18 @@ use otpgate::store::Store;
 use otpgate::store::sqlite::Sqlite;
 use tokio::runtime::Runtime;
 
+#[path = "support/bare.rs"]
+mod bare;
 #[path = "support/filled.rs"]
 mod filled;
 #[path = "support/hot.rs"]
 mod hot;
+#[path = "support/whole.rs"]
+mod whole;
 
 use filled::{Gate, entry, fill, principal};
 use hot::{HOT, Rig, look_up};
+use whole::{WHOLE, Whole};
 
 /// Entries that are looked up often.
 const HOT_NAMES: u64 = 1_000;
@@ -37,6 +42,18 @@ fn of_each_request(bencher: Bencher, name: &str) {
     bencher.bench_local(|| {
         number += 1;
         run(&rig, number);
+    });
+}
+
+/// With client and upstream in the same thread.
+#[divan::bench(args = WHOLE.map(|(name, _)| name))]
+fn whole(bencher: Bencher, name: &str) {
+    let (_, front) = WHOLE.into_iter().find(|(of, _)| *of == name).expect("it is in the table");
+    let mut whole = Whole::new(front);
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        whole.ask(number);
     });
 }
 

@@ -1,7 +1,7 @@
 //! What the gate does for every request, each part alone, without sockets: the table [`HOT`]. Time stands
 //! still in it, so that tokens stay right and nothing happens beside what is measured.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use otpgate::entry::{Entry, EntryId, Principal, PrincipalRef, Seed};
 use otpgate::metrics::Metrics;
 use otpgate::otp::{Generator, Token, TokenParams};
 use otpgate::policy::{Access, Governing, Grant, NormalPath, Policy, RequestPath, Route};
+use otpgate::proxy::{self, Upstreams};
 use otpgate::seal::Sealer;
 use otpgate::store::sqlite::Sqlite;
 use otpgate::store::{Quota, Store};
@@ -53,7 +54,7 @@ const ENTRIES: u64 = 500;
 const CALLERS: usize = 500;
 const ROUTES: [usize; 3] = [1, 100, 10_000];
 /// A time step's first second.
-pub(crate) const NOW: u64 = 1_800_000_000;
+const NOW: u64 = 1_800_000_000;
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 struct Caller {
@@ -78,6 +79,8 @@ pub(crate) struct Rig {
     router: Router,
     callers: Vec<Caller>,
     unknown: Vec<Principal>,
+    metrics: Arc<Metrics>,
+    clock: Arc<ManualClock>,
     now: Moment,
     /// The API's time-outs need one.
     runtime: tokio::runtime::Runtime,
@@ -115,7 +118,7 @@ impl Rig {
             store,
             verifier: verifier.clone(),
             clock: clock.clone(),
-            metrics,
+            metrics: metrics.clone(),
             realms: config.realms,
             decider: Decider::new(verifier.clone(), names.clone()),
             policy: Arc::new(ArcSwap::from_pointee(Policy::new(Vec::new()))),
@@ -133,10 +136,43 @@ impl Rig {
             directory,
             verifier,
             names,
+            metrics,
+            clock,
             now,
             runtime,
             _folder: folder,
         }
+    }
+
+    /// What the proxy is made of, in front of `upstream`; nothing follows the store any more, and nobody checks
+    /// the upstream.
+    pub(crate) fn proxy(&self, upstream: SocketAddr) -> proxy::Parts {
+        let variable = ("OTPGATE_PROXY__UPSTREAM".into(), upstream.to_string().into());
+        let config = otpgate::config::load::load(None, [variable], &[]).expect("good settings");
+        let upstreams = Upstreams::new(&config.proxy, self.metrics.clone());
+        proxy::Parts {
+            verifier: self.verifier.clone(),
+            policy: Arc::new(ArcSwap::from_pointee(self.policies[0].clone())),
+            headers: self.names.clone(),
+            config: config.proxy,
+            upstreams: Arc::new(upstreams.expect("plain HTTP")),
+            metrics: self.metrics.clone(),
+            clock: self.clock.clone(),
+            access_log: false,
+        }
+    }
+
+    /// The bytes of a request of each caller.
+    pub(crate) fn requests(&self) -> Vec<Vec<u8>> {
+        let request = |caller: &Caller| {
+            let mut bytes = format!("GET {} HTTP/1.1\r\n", caller.target).into_bytes();
+            for (name, value) in &caller.headers {
+                bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+            }
+            bytes.extend(b"\r\n");
+            bytes
+        };
+        self.callers.iter().map(request).collect()
     }
 
     fn caller(&self, number: usize) -> &Caller {
@@ -243,7 +279,7 @@ impl Caller {
         Self {
             who: entry.principal.clone(),
             wrong: Token::parse(&wrong(&entry.seed)).expect("digits"),
-            headers: header_map(name, realm, &token),
+            headers: headers(name, realm, &token),
             token: Token::parse(&token).expect("digits"),
             path: RequestPath::Normal(NormalPath::parse(&target).expect("a path")),
             target,
@@ -257,7 +293,7 @@ fn service() -> Entry {
     Entry::new(EntryId(ENTRIES + 1), who, Seed::random(), NOW)
 }
 
-pub(crate) fn token_of(seed: &Seed) -> String {
+fn token_of(seed: &Seed) -> String {
     Generator::new(seed, TokenParams::default()).token_at(NOW)
 }
 
@@ -268,13 +304,9 @@ fn wrong(seed: &Seed) -> String {
     (0..).map(|n| format!("{n:06}")).find(|t| !right.contains(t)).expect("most are wrong")
 }
 
-/// Headers of a request: a client's usual ones, and its claim.
-pub(crate) fn headers<'a>(
-    name: &'a str,
-    realm: &'a str,
-    token: &'a str,
-) -> [(&'static str, &'a str); 7] {
-    [
+/// A client's usual ones, and its claim.
+fn headers(name: &str, realm: &str, token: &str) -> HeaderMap {
+    let headers = [
         ("host", "gate.example"),
         ("user-agent", "billing/2.4 (+https://billing.example)"),
         ("accept", "application/json"),
@@ -282,13 +314,9 @@ pub(crate) fn headers<'a>(
         ("x-auth-name", name),
         ("x-auth-realm", realm),
         ("x-auth-token", token),
-    ]
-}
-
-fn header_map(name: &str, realm: &str, token: &str) -> HeaderMap {
-    let pairs = headers(name, realm, token).into_iter();
+    ];
     let value = |text| HeaderValue::from_str(text).expect("a value");
-    pairs.map(|(name, text)| (HeaderName::from_static(name), value(text))).collect()
+    headers.map(|(name, text)| (HeaderName::from_static(name), value(text))).into_iter().collect()
 }
 
 /// `/`, and so many routes but one below it.

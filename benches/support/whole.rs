@@ -3,17 +3,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use otpgate::clock::ManualClock;
-use otpgate::commands::serve::Server;
-use otpgate::config::{Address, Config, Limits, Listen};
+use otpgate::config::{Address, Limits, Listen};
 use otpgate::metrics::Metrics;
 use otpgate::net::Listener;
-use otpgate::seal::Sealer;
-use otpgate::store::Store;
-use otpgate::store::sqlite::Sqlite;
-use pingora::apps::ServerApp as _;
+use otpgate::proxy;
+use pingora::apps::{HttpServerApp, ServerApp as _};
 use pingora::protocols::l4::stream::Stream;
 use pingora::proxy::http_proxy;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,11 +17,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::bare::{Bare, conf};
-use crate::filled::{entry, fill};
-use crate::hot::{NOW, headers, token_of};
+use crate::hot::Rig;
 
-const CALLERS: u64 = 500;
-const PATIENCE: Duration = Duration::from_secs(600);
 const ANSWER: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n{}\n";
 
@@ -38,14 +30,21 @@ pub(crate) enum Front {
     Gate,
 }
 
-/// A client on a connection that is kept alive, and all that answers it.
+/// Whole requests; what the gate has beyond the first is its own.
+pub(crate) const WHOLE: [(&str, Front); 3] = [
+    ("a request through bare pingora", Front::Bare),
+    ("a request through bare pingora on the gate's listener", Front::BareOnOurListener),
+    ("a request through the gate", Front::Gate),
+];
+
+/// A client on a connection that is kept alive, and all that answers it. Nothing happens beside its requests,
+/// so that it does not matter how long they take.
 pub(crate) struct Whole {
     runtime: Runtime,
     client: TcpStream,
     requests: Vec<Vec<u8>>,
-    _gate: Option<Server>,
+    _rig: Rig,
     _stop: watch::Sender<bool>,
-    _folder: tempfile::TempDir,
 }
 
 impl Whole {
@@ -53,36 +52,27 @@ impl Whole {
     pub(crate) fn new(front: Front) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let folder = tempfile::tempdir().expect("a folder");
-        let database = folder.path().join("otpgate.db");
+        let rig = Rig::new();
         let (stop, stopped) = watch::channel(false);
-        let entries: Vec<_> = (1..=CALLERS).map(entry).collect();
-        let requests = entries.iter().map(|entry| {
-            let who = &entry.principal;
-            request(who.name.as_str(), who.realm.as_str(), &token_of(&entry.seed))
-        });
-        let requests = requests.collect();
-        let (client, gate) = runtime.block_on(async {
+        let client = runtime.block_on(async {
             let upstream = upstream().await;
-            let (address, gate) = match front {
-                Front::Bare => (bare(upstream, stopped).await, None),
-                Front::BareOnOurListener => (bare_on_our_listener(upstream, stopped), None),
+            let address = match front {
+                Front::Bare => bare(upstream, stopped).await,
+                Front::BareOnOurListener => listen(
+                    Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream })),
+                    stopped,
+                ),
                 Front::Gate => {
-                    let store = Store::new(Arc::new(Sqlite::new(&database)), Sealer::off());
-                    store.init().await.expect("a new store");
-                    let version = fill(&store, entries.iter().cloned()).await;
-                    let clock = Arc::new(ManualClock::at(NOW));
-                    let config = settings(&database, upstream);
-                    let gate = Server::start(config, clock).await.expect("it starts");
-                    assert!(gate.directory.wait_for(version, PATIENCE).await);
-                    (tcp(&gate.proxy), Some(gate))
+                    let parts = rig.proxy(upstream);
+                    parts.upstreams.resolve().await;
+                    listen(proxy::app(parts), stopped)
                 }
             };
             let client = TcpStream::connect(address).await.expect("it listens");
             client.set_nodelay(true).expect("a socket");
-            (client, gate)
+            client
         });
-        Self { runtime, client, requests, _gate: gate, _stop: stop, _folder: folder }
+        Self { runtime, client, requests: rig.requests(), _rig: rig, _stop: stop }
     }
 
     /// Sends a request and takes its answer.
@@ -100,11 +90,6 @@ impl Whole {
             assert!(answer.starts_with(b"HTTP/1.1 200 "));
         });
     }
-}
-
-fn request(name: &str, realm: &str, token: &str) -> Vec<u8> {
-    let headers = headers(name, realm, token).map(|(name, value)| format!("{name}: {value}\r\n"));
-    format!("GET /items/{name} HTTP/1.1\r\n{}\r\n", headers.concat()).into_bytes()
 }
 
 /// Answers every request, none of which has a body, with the same.
@@ -149,34 +134,16 @@ async fn bare(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
     address
 }
 
-fn bare_on_our_listener(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
-    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream }));
+/// Serves `app` on the gate's listener.
+fn listen<A>(app: Arc<A>, stop: watch::Receiver<bool>) -> SocketAddr
+where
+    A: HttpServerApp + Send + Sync + 'static,
+{
     let place = Listen::at(Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
     let metrics = Arc::new(Metrics::new([]));
     let listener = Listener::bind("proxy", &[place], Limits::default(), metrics);
     let listener = listener.expect("a port");
-    let address = tcp(&listener.addresses());
+    let Address::Tcp(address) = listener.addresses().remove(0) else { panic!("TCP") };
     tokio::spawn(listener.run(app, stop));
     address
-}
-
-fn settings(database: &std::path::Path, upstream: SocketAddr) -> Config {
-    let settings = [
-        ("STORE__URL", format!("sqlite:{}", database.display())),
-        ("STORE__SEALING", "off".to_owned()),
-        ("PROXY__LISTEN", "127.0.0.1:0".to_owned()),
-        ("PROXY__UPSTREAM", upstream.to_string()),
-        ("API__LISTEN", "off".to_owned()),
-        ("OPS__LISTEN", "off".to_owned()),
-        ("LOG__ACCESS", "false".to_owned()),
-    ];
-    let variables = settings.map(|(key, value)| (format!("OTPGATE_{key}").into(), value.into()));
-    otpgate::config::load::load(None, variables, &[]).expect("good settings")
-}
-
-fn tcp(addresses: &[Address]) -> SocketAddr {
-    match addresses {
-        [Address::Tcp(address)] => *address,
-        other => panic!("one TCP address, not {other:?}"),
-    }
 }
