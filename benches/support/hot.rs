@@ -20,12 +20,13 @@ use otpgate::entry::{Entry, EntryId, Principal, PrincipalRef, Seed};
 use otpgate::metrics::Metrics;
 use otpgate::otp::{Generator, Token, TokenParams};
 use otpgate::policy::{Access, Governing, Grant, NormalPath, Policy, RequestPath, Route};
-use otpgate::proxy::{self, Upstreams};
+use otpgate::proxy::{self, Regime, Upstreams};
 use otpgate::seal::Sealer;
 use otpgate::store::sqlite::Sqlite;
 use otpgate::store::{Quota, Store};
 use otpgate::throttle::{Source, Throttle};
-use otpgate::verifier::{Attempt, Verifier};
+use otpgate::verifier::{Attempt, Basis, Entries, Verifier};
+use pingora::proxy::HttpProxy;
 use tower::ServiceExt as _;
 
 use crate::filled::{Gate, entry, fill};
@@ -108,20 +109,18 @@ impl Rig {
         });
         let metrics = Arc::new(Metrics::new([]));
         let now = clock.now();
-        let throttle = Throttle::new(patient(), store.clone(), metrics.clone(), now);
-        let throttle = Arc::new(throttle);
-        let verifier =
-            Arc::new(Verifier::new(directory.clone(), throttle, store.clone(), metrics.clone()));
+        let throttle = Throttle::new(patient(), Some(store.clone()), metrics.clone(), now);
+        let basis = Basis::Entries(Box::new(Entries::new(directory.clone(), store)));
+        let verifier = Arc::new(Verifier::new(basis, Arc::new(throttle), metrics.clone()));
         let config = otpgate::config::load::load(None, [], &[]).expect("defaults");
         let names = HeaderNames::default();
         let api = Api {
-            store,
             verifier: verifier.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
             realms: config.realms,
             decider: Decider::new(verifier.clone(), names.clone()),
-            policy: Arc::new(ArcSwap::from_pointee(Policy::new(Vec::new()))),
+            policy: Arc::new(Policy::new(Vec::new())),
             config: config.api,
         };
         let callers = entries.iter().take(CALLERS).map(|entry| Caller::new(entry, &service));
@@ -144,22 +143,22 @@ impl Rig {
         }
     }
 
-    /// What the proxy is made of, in front of `upstream`; nothing follows the store any more, and nobody checks
-    /// the upstream.
-    pub(crate) fn proxy(&self, upstream: SocketAddr) -> proxy::Parts {
+    /// The proxy in front of `upstream`; nothing follows the store any more, and nobody checks the upstream.
+    pub(crate) async fn proxy(&self, upstream: SocketAddr) -> Arc<HttpProxy<proxy::Gate>> {
         let variable = ("OTPGATE_PROXY__UPSTREAM".into(), upstream.to_string().into());
         let config = otpgate::config::load::load(None, [variable], &[]).expect("good settings");
-        let upstreams = Upstreams::new(&config.proxy, self.metrics.clone());
-        proxy::Parts {
+        let upstreams = Upstreams::new(&config.proxy, self.metrics.clone()).expect("plain HTTP");
+        upstreams.resolve().await;
+        let regime = Regime::new(proxy::Parts {
             verifier: self.verifier.clone(),
-            policy: Arc::new(ArcSwap::from_pointee(self.policies[0].clone())),
+            policy: Arc::new(self.policies[0].clone()),
             headers: self.names.clone(),
             config: config.proxy,
-            upstreams: Arc::new(upstreams.expect("plain HTTP")),
-            metrics: self.metrics.clone(),
-            clock: self.clock.clone(),
+            upstreams: Arc::new(upstreams),
             access_log: false,
-        }
+        });
+        let regime = Arc::new(ArcSwap::from_pointee(regime));
+        proxy::app(regime, self.metrics.clone(), self.clock.clone())
     }
 
     /// The bytes of a request of each caller.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use otpgate::config::{Address, Limits, Listen};
 use otpgate::metrics::Metrics;
 use otpgate::net::Listener;
-use otpgate::proxy;
 use pingora::apps::{HttpServerApp, ServerApp as _};
 use pingora::protocols::l4::stream::Stream;
 use pingora::proxy::http_proxy;
@@ -62,11 +61,7 @@ impl Whole {
                     Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream })),
                     stopped,
                 ),
-                Front::Gate => {
-                    let parts = rig.proxy(upstream);
-                    parts.upstreams.resolve().await;
-                    listen(proxy::app(parts), stopped)
-                }
+                Front::Gate => listen(rig.proxy(upstream).await, stopped),
             };
             let client = TcpStream::connect(address).await.expect("it listens");
             client.set_nodelay(true).expect("a socket");
