@@ -146,17 +146,19 @@ impl Gate {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;
         let rules = &exchange.regime.headers;
-        rules.strip(request, &exchange.origin);
-        match &exchange.decided {
-            Some(Ok(Passage::Proven(permit))) => {
-                rules.identify(request, permit.principal())?;
-            }
-            Some(Ok(Passage::Public | Passage::Reported(_))) => {}
+        let who = match &exchange.decided {
+            Some(Ok(Passage::Proven(permit))) => Some(permit.principal()),
+            Some(Ok(Passage::Public | Passage::Reported(_))) => None,
             None | Some(Err(_)) => return Err(undecided()),
-        }
+        };
+        rules.vouch(request, &exchange.origin, who)?;
         rules.forward(request, &exchange.origin, head.authority.as_str(), &exchange.request_id)?;
         headers::join_cookies(request)?;
-        request.set_raw_path(format!("{}{}", head.path.forwarded(), head.query).as_bytes())
+        let (path, query) = (head.path.forwarded(), head.query.as_str());
+        if request.raw_path().strip_prefix(path.as_bytes()) == Some(query.as_bytes()) {
+            return Ok(());
+        }
+        request.set_raw_path(format!("{path}{query}").as_bytes())
     }
 
     /// Tells the client that no further request will be read here.
@@ -198,10 +200,11 @@ impl Gate {
 
 #[async_trait]
 impl ProxyHttp for Gate {
-    type CTX = Exchange;
+    /// Boxed, since pingora moves it from one future into the next.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::new(self.regime.load_full(), self.clock.now())
+    fn new_ctx(&self) -> Self::CTX {
+        Box::new(Exchange::new(self.regime.load_full(), self.clock.now()))
     }
 
     /// No modules: nothing is compressed or changed.
@@ -210,7 +213,7 @@ impl ProxyHttp for Gate {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<()> {
         let connection = Connection::of(session.as_downstream()).cloned();
         if let Some(connection) = connection {
@@ -249,7 +252,7 @@ impl ProxyHttp for Gate {
     async fn request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<bool> {
         let decision = match check_bytes(session.as_downstream()) {
             Err(unclear) => Err(unclear.into()),
@@ -271,7 +274,7 @@ impl ProxyHttp for Gate {
     async fn upstream_peer(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
         let needs = Needs { timeouts: exchange.rule.timeouts, kind: exchange.kind };
         let upstreams = &exchange.regime.upstreams;
@@ -295,7 +298,7 @@ impl ProxyHttp for Gate {
         &self,
         _: &mut Session,
         peer: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         self.metrics.upstream_failure(failure::cause(&error));
@@ -313,7 +316,7 @@ impl ProxyHttp for Gate {
         peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
         _: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<()> {
         exchange.upstream_address = Some(peer._address.clone());
         // Another attempt sends the body from its beginning.
@@ -326,7 +329,7 @@ impl ProxyHttp for Gate {
         &self,
         _: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<()> {
         Self::prepare(request, exchange)
     }
@@ -336,7 +339,7 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<()> {
         let bytes = body.as_ref().map_or(0, Bytes::len);
         exchange.body_bytes += bytes as u64;
@@ -360,7 +363,7 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> pingora::Result<()> {
         if response.status.is_informational() && response.status != 101 {
             return Ok(());
@@ -380,7 +383,7 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> FailToProxy {
         self.answer_failure(session, error, exchange).await
     }
@@ -389,27 +392,27 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         _error: Option<&Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) {
         self.finish(session, exchange);
     }
 
     /// pingora's own lines would bear path and query.
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _: &Session,
-        _: &Exchange,
+        _: &Self::CTX,
         _: &Error,
         _: ProxyWarnLogContext,
     ) -> bool {
         true
     }
 
-    fn request_summary(&self, _: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, _: &Session, exchange: &Self::CTX) -> String {
         format!("request {}", exchange.request_id)
     }
 }

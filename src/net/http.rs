@@ -78,7 +78,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Driven<A> {
         let connection = stream.connection().clone();
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_keepalive(KEEP_ALIVE);
-        while let Some(reused) = self.process_new_http(session, stop).await {
+        while let Some(reused) = self.app.process_new_http(session, stop).await {
             connection.await_head();
             let (stream, settings) = reused.consume();
             session = ServerSession::new_http1(stream);
@@ -131,10 +131,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Driven<A> {
         session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        // A panic ends this task, or for HTTP/2 the stream's: tokio confines it, and the panic hook
-        // counts it.
         let exchange = |session| self.app.process_new_http(session, stop);
-        match Connection::of(&session).filter(|_| session.is_http2()).cloned() {
+        match Connection::of(&session).cloned() {
             None => exchange(session).await,
             Some(connection) => self.process_stream(&connection, session, exchange).await,
         }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use http::header::{COOKIE, FORWARDED, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
@@ -15,10 +16,13 @@ use crate::entry::Principal;
 use crate::net::{client_address, is_trusted};
 
 /// Carries the id that links an answer, a log line and the upstream's own logs.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+///
+/// This and the next are no [`HeaderName`]s: pingora keeps the spelling of a name beside its value, and would
+/// copy it.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED_PROTO: &str = "x-forwarded-proto";
+const FORWARDED_HOST: &str = "x-forwarded-host";
 
 /// Removed always, in any spelling: they would change the method, host or path that was decided on.
 const OVERRIDES: &[&str] = &[
@@ -73,13 +77,19 @@ pub(super) struct HeaderRules {
     names: HeaderNames,
     /// Credential and identity headers.
     protected: Vec<HeaderName>,
+    /// Whether a name that begins with this byte may be unwanted: of most names nothing else is looked at.
+    suspects: [bool; 256],
     trusted_proxies: Vec<TrustedPeer>,
 }
 
 impl HeaderRules {
     pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<TrustedPeer>) -> Self {
-        let protected = names.protected().cloned().collect();
-        Self { names, protected, trusted_proxies }
+        let protected: Vec<_> = names.protected().cloned().collect();
+        let known = [OVERRIDES, OVERRIDE_PREFIXES, FORWARDING, &[FORWARDING_PREFIX]].concat();
+        let known = known.into_iter().chain(protected.iter().map(HeaderName::as_str));
+        let begins: Vec<u8> = known.filter_map(|name| name.bytes().next().map(folded)).collect();
+        let suspects = std::array::from_fn(|byte| begins.contains(&folded(byte as u8)));
+        Self { names, protected, suspects, trusted_proxies }
     }
 
     /// Whether `peer` may speak for others; `None`: a Unix socket's.
@@ -102,17 +112,39 @@ impl HeaderRules {
         ((1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(good)).then(|| id.to_owned())
     }
 
-    /// Removes what only the gate may say, whoever sent it and however it is spelled.
-    pub(super) fn strip(&self, request: &mut RequestHeader, origin: &Origin) {
-        let unwanted: Vec<_> =
-            request.headers.keys().filter(|name| self.is_unwanted(name, origin)).cloned().collect();
-        for name in unwanted {
+    /// Makes the request say who `who` is, the proven principal if there is one, and nothing else that only
+    /// the gate may say, whoever sent it and however it is spelled.
+    ///
+    /// # Errors
+    /// If a value cannot stand in a header; names cannot contain such characters.
+    pub(super) fn vouch(
+        &self,
+        request: &mut RequestHeader,
+        origin: &Origin,
+        who: Option<&Principal>,
+    ) -> pingora::Result<()> {
+        let headers = &request.headers;
+        // Often the claim's own headers say it already, now that it is proven.
+        let is_said = |name: &HeaderName| {
+            let mut said = who.into_iter().flat_map(|who| identity(&self.names, who));
+            said.any(|(identity, text)| *name == identity && says(headers, name, &text))
+        };
+        let names = headers.keys();
+        let unwanted = names.filter(|name| self.is_unwanted(name, origin) && !is_said(name));
+        for name in unwanted.cloned().collect::<Vec<_>>() {
             request.remove_header(&name);
+        }
+        match who {
+            Some(who) => self.identify(request, who),
+            None => Ok(()),
         }
     }
 
     fn is_unwanted(&self, name: &HeaderName, origin: &Origin) -> bool {
         let text = name.as_str();
+        if !text.bytes().next().is_some_and(|first| self.suspects[usize::from(first)]) {
+            return false;
+        }
         if self.protected.iter().any(|protected| spells(name, protected))
             || spells_any(text, OVERRIDES)
             || OVERRIDE_PREFIXES.iter().any(|prefix| begins(text, prefix))
@@ -126,15 +158,11 @@ impl HeaderRules {
 
     /// Says who the proven principal is. Names are UTF-8, which header values may carry (RFC 9110
     /// section 5.5, `obs-text`): they go out as these very bytes.
-    ///
-    /// # Errors
-    /// If a value cannot stand in a header; names cannot contain such characters.
-    pub(super) fn identify(
-        &self,
-        request: &mut RequestHeader,
-        who: &Principal,
-    ) -> pingora::Result<()> {
+    fn identify(&self, request: &mut RequestHeader, who: &Principal) -> pingora::Result<()> {
         for (name, text) in identity(&self.names, who) {
+            if says(&request.headers, name, &text) {
+                continue;
+            }
             let value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
                 pingora::Error::explain(
                     pingora::ErrorType::InternalError,
@@ -156,35 +184,55 @@ impl HeaderRules {
     ) -> pingora::Result<()> {
         let proto = if origin.tls { "https" } else { "http" };
         let peer = origin.peer.map(|peer| peer.to_string());
-        if let Some(list) = continued(&request.headers, &FORWARDED_FOR, peer.as_deref()) {
+        if let Some(list) = continued(request, FORWARDED_FOR, origin, peer) {
             request.insert_header(FORWARDED_FOR, list)?;
         }
         let element = forwarded_element(origin.peer, proto, authority);
-        if let Some(list) = continued(&request.headers, &FORWARDED, Some(&element)) {
-            request.insert_header(FORWARDED, list)?;
+        if let Some(list) = continued(request, FORWARDED.as_str(), origin, Some(element)) {
+            request.insert_header("forwarded", list)?;
         }
         for (name, value) in [(FORWARDED_PROTO, proto), (FORWARDED_HOST, authority)] {
             // A trusted proxy nearer to the client knows better, if it says one thing only.
-            if request.headers.get_all(&name).iter().count() != 1 {
+            if !(origin.trusted && request.headers.get_all(name).iter().count() == 1) {
                 request.insert_header(name, value)?;
             }
         }
-        request.insert_header(HOST, authority)?;
+        if !says(&request.headers, &HOST, authority) {
+            request.insert_header(HOST, authority)?;
+        }
         request.insert_header(REQUEST_ID, request_id)
     }
 }
 
-/// The values of a list header with `more` at their end; `None`: nothing to set.
-fn continued(headers: &HeaderMap, name: &HeaderName, more: Option<&str>) -> Option<HeaderValue> {
+/// Whether `name` is there once, and is `text`.
+fn says(headers: &HeaderMap, name: &HeaderName, text: &str) -> bool {
+    let mut values = headers.get_all(name).iter();
+    values.next().is_some_and(|value| value.as_bytes() == text.as_bytes())
+        && values.next().is_none()
+}
+
+/// The values of a list header, which are left of a trusted proxy alone, with `more` at their end; `None`:
+/// nothing to set.
+fn continued(
+    request: &RequestHeader,
+    name: &str,
+    origin: &Origin,
+    more: Option<String>,
+) -> Option<HeaderValue> {
     let mut list = Vec::new();
-    let parts = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    for part in parts.chain(more.map(str::as_bytes)) {
-        if !list.is_empty() {
+    if origin.trusted {
+        let parts = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        for part in parts.filter(|part| !part.is_empty()) {
+            list.extend_from_slice(part);
             list.extend_from_slice(b", ");
         }
-        list.extend_from_slice(part);
     }
-    (!list.is_empty()).then(|| HeaderValue::from_bytes(&list).ok()).flatten()
+    match more {
+        Some(more) if list.is_empty() => list = more.into_bytes(),
+        Some(more) => list.extend_from_slice(more.as_bytes()),
+        None => list.truncate(list.len().saturating_sub(", ".len())),
+    }
+    (!list.is_empty()).then(|| HeaderValue::from_maybe_shared(Bytes::from(list)).ok()).flatten()
 }
 
 /// RFC 7239 section 4.
@@ -201,11 +249,11 @@ fn forwarded_element(peer: Option<IpAddr>, proto: &str, authority: &str) -> Stri
 
 /// RFC 9113 section 8.2.3: HTTP/2 may split `Cookie`; HTTP/1.1 has one.
 pub(super) fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
-    let cookies: Vec<_> =
-        request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() < 2 {
+    let cookies = request.headers.get_all(COOKIE);
+    if cookies.iter().nth(1).is_none() {
         return Ok(());
     }
+    let cookies: Vec<_> = cookies.iter().map(HeaderValue::as_bytes).collect();
     let joined = cookies.join(&b"; "[..]);
     request.insert_header(COOKIE, pingora::http::header_value_from_raw(joined))
 }
@@ -267,12 +315,12 @@ mod tests {
         for trusted in [false, true] {
             for name in unwanted {
                 let mut request = request(&[(name, "evil"), ("accept", "x")]);
-                rules(&[]).strip(&mut request, &origin(trusted));
+                rules(&[]).vouch(&mut request, &origin(trusted), None).unwrap();
                 assert_eq!(request.headers.len(), 1, "{name}");
             }
         }
         let mut kept = request(&[("x-auth-names", "a"), ("x-author", "b"), ("remote-users", "c")]);
-        rules(&[]).strip(&mut kept, &origin(false));
+        rules(&[]).vouch(&mut kept, &origin(false), None).unwrap();
         assert_eq!(kept.headers.len(), 3);
     }
 
@@ -287,7 +335,7 @@ mod tests {
             ("X-Forwarded-Proto", "http"),
         ]);
         let (rules, origin) = (rules(&[]), origin(false));
-        rules.strip(&mut request, &origin);
+        rules.vouch(&mut request, &origin, None).unwrap();
         rules.forward(&mut request, &origin, "h:1", "id").unwrap();
         assert_eq!(value(&request, "x-forwarded-for"), Some("192.0.2.1"));
         assert_eq!(value(&request, "x-forwarded-proto"), Some("https"));
@@ -311,7 +359,7 @@ mod tests {
             ("Forwarded", "for=198.51.100.7"),
         ]);
         let (rules, origin) = (rules(&[]), origin(true));
-        rules.strip(&mut request, &origin);
+        rules.vouch(&mut request, &origin, None).unwrap();
         rules.forward(&mut request, &origin, "h", "id").unwrap();
         let all = "198.51.100.7, 203.0.113.9, 192.0.2.1";
         assert_eq!(value(&request, "x-forwarded-for"), Some(all));
@@ -329,8 +377,8 @@ mod tests {
         let first = request(&[("X-Forwarded-For", "1.2.3.4"), ("X-Auth-Name", "evil")]);
         let make = || {
             let mut attempt = first.clone();
-            rules.strip(&mut attempt, &origin);
-            rules.identify(&mut attempt, &Principal::parse("alice", "staff").unwrap()).unwrap();
+            let who = Principal::parse("alice", "staff").unwrap();
+            rules.vouch(&mut attempt, &origin, Some(&who)).unwrap();
             rules.forward(&mut attempt, &origin, "h", "id").unwrap();
             attempt.headers.clone()
         };
@@ -341,10 +389,30 @@ mod tests {
     fn identity_is_sent_as_utf8_bytes() {
         let mut request = request(&[]);
         let who = Principal::parse("\u{fc}nal", "staff").unwrap();
-        rules(&[]).identify(&mut request, &who).unwrap();
+        rules(&[]).vouch(&mut request, &origin(false), Some(&who)).unwrap();
         assert_eq!(request.headers["remote-user"].as_bytes(), "\u{fc}nal".as_bytes());
         assert_eq!(request.headers["remote-realm"].as_bytes(), b"staff");
         assert_eq!(request.headers["remote_principal"].as_bytes(), "\u{fc}nal@staff".as_bytes());
+    }
+
+    #[test]
+    fn a_proven_claim_stays_only_as_it_was_proven() {
+        let rules = HeaderRules::new(HeaderNames::default(), Vec::new());
+        let alice = Principal::parse("alice", "staff").unwrap();
+        let says = |headers: &[(&'static str, &str)], who: Option<&Principal>| {
+            let mut request = request(headers);
+            rules.vouch(&mut request, &origin(false), who).unwrap();
+            let name = request.headers.get_all("x-auth-name").iter();
+            name.map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let (name, other) = (("X-Auth-Name", "alice"), ("x-auth-name", "root"));
+        for headers in [&[name][..], &[other], &[name, other], &[name, name], &[]] {
+            assert_eq!(says(headers, Some(&alice)), ["alice"], "{headers:?}");
+            assert!(says(headers, None).is_empty(), "{headers:?}");
+        }
+        let mut request = request(&[name, ("X-Auth-Realm", "staff"), ("X-Auth-Token", "123456")]);
+        rules.vouch(&mut request, &origin(false), Some(&alice)).unwrap();
+        assert_eq!(request.headers.len(), 2);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Heads of upstreams' answers, made fit for the client's connection.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, PROXY_AUTHENTICATE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -10,6 +10,9 @@ use super::Gate;
 use super::access::Exchange;
 use super::headers::REQUEST_ID;
 use super::request::Kind;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 impl Gate {
     /// Adapts the head of a final answer, or of a 101.
@@ -60,21 +63,20 @@ fn frame(session: &mut Session, response: &mut ResponseHeader) {
 /// Removes the upstream connection's own headers from a response (RFC 9110 section 7.6.1); pingora
 /// sets `Connection` for the client's connection afterwards.
 fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    let nominated: Vec<HeaderName> = response
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING)
-        .collect();
-    for name in nominated {
+    for name in nominated(response) {
         response.remove_header(&name);
     }
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &UPGRADE] {
         response.remove_header(name);
     }
+}
+
+/// What `Connection` nominates, but for what says where the body ends.
+fn nominated(response: &ResponseHeader) -> Vec<HeaderName> {
+    let values = response.headers.get_all(CONNECTION).iter();
+    let names = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let names = names.filter_map(|name| name.trim().parse().ok());
+    names.filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING).collect()
 }
 
 #[cfg(test)]
