@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
+mod allocator;
 #[path = "../support/bare.rs"]
 mod bare;
 mod bare_server;

@@ -21,7 +21,9 @@ pub(crate) enum Arm {
     Direct,
     /// pingora's own server that forwards everything.
     Bare,
-    /// The same on the gate's listener.
+    /// The same with the gate's allocator.
+    BareWithOurAllocator,
+    /// The same as `bare` on the gate's listener.
     BareOnOurListener,
     /// The gate, right tokens in headers.
     Otpgate,
@@ -48,10 +50,11 @@ impl Arm {
     }
 
     fn takes(self, scenario: Scenario) -> bool {
-        use Scenario::{Bodies, FixedLoad, KeepAlive, NewConnections, Start};
+        use Scenario::{Bodies, FixedLoad, Http2, KeepAlive, NewConnections, Start};
         match (self, scenario) {
             (_, Start) => false,
             (Self::OtpgateLog | Self::OtpgateWrong, scenario) => scenario == KeepAlive,
+            (Self::BareWithOurAllocator, scenario) => matches!(scenario, KeepAlive | Http2),
             (Self::Verify, scenario) => matches!(scenario, KeepAlive | FixedLoad),
             (Self::Direct, scenario) => {
                 matches!(scenario, KeepAlive | FixedLoad | NewConnections | Bodies)

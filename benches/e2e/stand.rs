@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::allocator;
 use crate::bare_server;
 use crate::callers::{Callers, Kind};
 use crate::configs;
@@ -45,6 +46,7 @@ pub(crate) struct Files {
 pub(crate) enum Part {
     Upstream,
     Bare,
+    BareWithOurAllocator,
     BareOnOurListener,
     Gate,
     GateLog,
@@ -62,6 +64,7 @@ impl Part {
         match arm {
             Arm::Direct => vec![Self::Upstream],
             Arm::Bare => vec![Self::Bare],
+            Arm::BareWithOurAllocator => vec![Self::BareWithOurAllocator],
             Arm::BareOnOurListener => vec![Self::BareOnOurListener],
             Arm::Otpgate | Arm::OtpgateWrong => vec![Self::Gate],
             Arm::OtpgateLog => vec![Self::GateLog],
@@ -170,7 +173,7 @@ impl Stand {
                 write("large", "x".repeat(LARGE));
                 nginx(LOAD_CORE, configs::upstream(folder, at.plain))
             }
-            Part::Bare | Part::BareOnOurListener => {
+            Part::Bare | Part::BareWithOurAllocator | Part::BareOnOurListener => {
                 let task = bare_server::Task {
                     places: at,
                     upstream: SocketAddr::from(([127, 0, 0, 1], upstream())),
@@ -180,6 +183,9 @@ impl Stand {
                 let mut command = pinned(core, std::env::current_exe().expect("this program"));
                 command.env(crate::CHILD, bare_server::CHILD);
                 command.env(bare_server::TASK, serde_json::to_string(&task).expect("JSON"));
+                if part == Part::BareWithOurAllocator {
+                    command.env(allocator::OURS, "1");
+                }
                 command
             }
             Part::Gate | Part::GateLog | Part::GateAsked => {

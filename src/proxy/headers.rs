@@ -1,7 +1,6 @@
 //! Headers that the gate answers for: identity, forwarding, and those that make upstreams see another
 //! request than the one that was decided on.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -184,10 +183,10 @@ impl HeaderRules {
     ) -> pingora::Result<()> {
         let proto = if origin.tls { "https" } else { "http" };
         let peer = origin.peer.map(|peer| peer.to_string());
+        let element = forwarded_element(peer.as_deref(), proto, authority);
         if let Some(list) = continued(request, FORWARDED_FOR, origin, peer) {
             request.insert_header(FORWARDED_FOR, list)?;
         }
-        let element = forwarded_element(origin.peer, proto, authority);
         if let Some(list) = continued(request, FORWARDED.as_str(), origin, Some(element)) {
             request.insert_header("forwarded", list)?;
         }
@@ -236,15 +235,13 @@ fn continued(
 }
 
 /// RFC 7239 section 4.
-fn forwarded_element(peer: Option<IpAddr>, proto: &str, authority: &str) -> String {
-    let mut element = String::with_capacity(64);
-    let _ = match peer {
-        None => write!(element, "for=unknown"),
-        Some(IpAddr::V4(ip)) => write!(element, "for={ip}"),
-        Some(IpAddr::V6(ip)) => write!(element, "for=\"[{ip}]\""),
+fn forwarded_element(peer: Option<&str>, proto: &str, authority: &str) -> String {
+    let (before, peer, after) = match peer {
+        None => ("", "unknown", ""),
+        Some(v6) if v6.contains(':') => ("\"[", v6, "]\""),
+        Some(v4) => ("", v4, ""),
     };
-    let _ = write!(element, ";proto={proto};host=\"{authority}\"");
-    element
+    ["for=", before, peer, after, ";proto=", proto, ";host=\"", authority, "\""].concat()
 }
 
 /// RFC 9113 section 8.2.3: HTTP/2 may split `Cookie`; HTTP/1.1 has one.
