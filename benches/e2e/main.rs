@@ -94,11 +94,15 @@ fn measure(plan: Plan) {
         plan::run(&plan, &stand, &mut report, round, scenario, arm);
     }
     if plan.scenarios.contains(&Scenario::FixedLoad) {
+        // With this process, for the load that it starts.
+        let all = [stand.all(), vec![std::process::id()]].concat();
+        report.note_precedence(process::prefer(&all, true));
         for rate in plan.rates(&report) {
             for (round, arm) in plan.turns(Scenario::FixedLoad) {
                 plan::run_at(&plan, &stand, &mut report, round, arm, rate);
             }
         }
+        process::prefer(&all, false);
     }
     if plan.scenarios.contains(&Scenario::Start) {
         report.add_starts(start::measure(&stand, plan.rounds));

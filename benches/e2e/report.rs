@@ -8,7 +8,7 @@ use clap::ValueEnum as _;
 use serde::Serialize;
 
 use crate::load::Load;
-use crate::machine::Facts;
+use crate::machine::{Fact, Facts};
 use crate::plan::{Arm, Plan, Scenario};
 use crate::process::Used;
 use crate::start::Start;
@@ -89,6 +89,15 @@ impl<'a> Report<'a> {
         self.runs.push(Run { round, scenario, arm, fixed, sample });
         // Now: a run that fails later loses nothing.
         self.save();
+    }
+
+    /// Whether processes had precedence on their cores under fixed load.
+    pub(crate) fn note_precedence(&mut self, had: bool) {
+        let is = match had {
+            true => "all processes of the benchmark in the real-time class (SCHED_FIFO)",
+            false => "in the usual class, since chrt may not: tails are the scheduler's",
+        };
+        self.facts.push(Fact { what: "fixed load", is: is.to_owned() });
     }
 
     pub(crate) fn add_starts(&mut self, starts: Vec<Start>) {

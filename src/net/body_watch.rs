@@ -25,6 +25,8 @@ pub struct BodyWatch {
     watched: Mutex<Option<Watched>>,
     /// The request's id, if its answer need not end.
     stream: OnceLock<String>,
+    /// Wakes what bounds it; for other requests nothing is watched.
+    is_stream: Notify,
     changed: Notify,
 }
 
@@ -80,6 +82,7 @@ impl BodyWatch {
     /// The exchange may last for hours: once the process stops, it is ended after a while.
     pub fn note_stream(&self, request_id: &str) {
         let _ = self.stream.set(request_id.to_owned());
+        self.is_stream.notify_one();
     }
 
     /// Runs `exchange` to its end, or until its body is too slow or it has outlived the order to stop for long
@@ -99,6 +102,7 @@ impl BodyWatch {
 
     /// Ends when a stream must, at a stop; never for others.
     async fn outlived(&self, connection: &Connection) -> String {
+        self.is_stream.notified().await;
         connection.stopped().await;
         if let (Some(limit), Some(request_id)) = (connection.drain().streams(), self.stream.get()) {
             sleep(limit).await;
