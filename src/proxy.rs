@@ -222,6 +222,7 @@ impl ProxyHttp for Gate {
             exchange.limits = connection.limits();
             exchange.origin = Origin {
                 peer: connection.peer(),
+                peer_text: connection.peer_text().cloned(),
                 trusted: exchange.regime.headers.trusts(connection.peer()),
                 tls: connection.is_tls(),
             };

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -28,6 +29,8 @@ pub const STOPPING: &str = "stopping";
 pub struct Connection {
     listener: &'static str,
     peer: Option<IpAddr>,
+    /// The same as text, which many requests need.
+    peer_text: Option<HeaderValue>,
     tls: bool,
     terms: Arc<ArcSwap<Terms>>,
     stop: watch::Receiver<bool>,
@@ -58,6 +61,7 @@ impl Connection {
         Arc::new(Self {
             listener,
             peer,
+            peer_text: peer.and_then(|peer| HeaderValue::try_from(peer.to_string()).ok()),
             tls,
             terms,
             stop,
@@ -95,6 +99,12 @@ impl Connection {
     #[must_use]
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer
+    }
+
+    /// The peer's IP address as it stands in headers; `None` on a Unix socket.
+    #[must_use]
+    pub fn peer_text(&self) -> Option<&HeaderValue> {
+        self.peer_text.as_ref()
     }
 
     /// Whether it is encrypted.

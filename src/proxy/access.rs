@@ -91,7 +91,7 @@ impl Exchange {
             connection: None,
             watch: None,
             limits: Limits::default(),
-            origin: Origin { peer: None, trusted: false, tls: false },
+            origin: Origin { peer: None, peer_text: None, trusted: false, tls: false },
             request_id: String::new(),
             kind: Kind::Plain,
             head: None,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{COOKIE, FORWARDED, HOST};
+use http::header::{COOKIE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 
@@ -19,6 +19,7 @@ use crate::net::{client_address, is_trusted};
 /// This and the next are no [`HeaderName`]s: pingora keeps the spelling of a name beside its value, and would
 /// copy it.
 pub(super) const REQUEST_ID: &str = "x-request-id";
+const FORWARDED: &str = "forwarded";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 const FORWARDED_HOST: &str = "x-forwarded-host";
@@ -51,6 +52,11 @@ const FORWARDING_PREFIX: &str = "x-forwarded-";
 /// Longest request id that is kept.
 const MAX_REQUEST_ID: usize = 128;
 
+/// A bit for the length of a name; the last one is for all that are longer.
+fn length_bit(name: &str) -> u64 {
+    1 << name.len().min(63)
+}
+
 fn begins(name: &str, folded_prefix: &str) -> bool {
     name.len() >= folded_prefix.len()
         && name.bytes().zip(folded_prefix.bytes()).all(|(a, b)| folded(a) == b)
@@ -61,10 +67,12 @@ fn spells_any(name: &str, list: &[&str]) -> bool {
 }
 
 /// What is known of where a request came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Origin {
     /// The peer's address; `None` on a Unix socket.
     pub(super) peer: Option<IpAddr>,
+    /// The same as it stands in headers.
+    pub(super) peer_text: Option<HeaderValue>,
     /// Whether the peer's forwarding headers are believed.
     pub(super) trusted: bool,
     /// Whether the connection is encrypted.
@@ -76,18 +84,26 @@ pub(super) struct HeaderRules {
     names: HeaderNames,
     /// Credential and identity headers.
     protected: Vec<HeaderName>,
-    /// Whether a name that begins with this byte may be unwanted: of most names nothing else is looked at.
-    suspects: [bool; 256],
+    /// By first byte, the lengths, as bits, of names that may be unwanted: of most names nothing else is looked
+    /// at.
+    suspects: [u64; 256],
     trusted_proxies: Vec<TrustedPeer>,
 }
 
 impl HeaderRules {
     pub(super) fn new(names: HeaderNames, trusted_proxies: Vec<TrustedPeer>) -> Self {
         let protected: Vec<_> = names.protected().cloned().collect();
-        let known = [OVERRIDES, OVERRIDE_PREFIXES, FORWARDING, &[FORWARDING_PREFIX]].concat();
-        let known = known.into_iter().chain(protected.iter().map(HeaderName::as_str));
-        let begins: Vec<u8> = known.filter_map(|name| name.bytes().next().map(folded)).collect();
-        let suspects = std::array::from_fn(|byte| begins.contains(&folded(byte as u8)));
+        let exact = [OVERRIDES, FORWARDING].concat().into_iter();
+        let exact = exact.chain(protected.iter().map(HeaderName::as_str));
+        let exact = exact.map(|name| (name, length_bit(name)));
+        let prefixes = OVERRIDE_PREFIXES.iter().chain([&FORWARDING_PREFIX]);
+        let prefixes = prefixes.map(|prefix| (*prefix, !(length_bit(prefix) - 1)));
+        let known: Vec<_> = exact.chain(prefixes).collect();
+        let suspects = std::array::from_fn(|byte| {
+            let begins =
+                |name: &str| name.bytes().next().map(folded) == u8::try_from(byte).ok().map(folded);
+            known.iter().filter(|(name, _)| begins(name)).fold(0, |all, (_, lengths)| all | lengths)
+        });
         Self { names, protected, suspects, trusted_proxies }
     }
 
@@ -104,8 +120,11 @@ impl HeaderRules {
 
     /// The request id that a trusted proxy sent, if it is fit for logs.
     pub(super) fn request_id(&self, headers: &HeaderMap, origin: &Origin) -> Option<String> {
+        if !origin.trusted {
+            return None;
+        }
         let mut ids = headers.get_all(REQUEST_ID).iter();
-        let (Some(id), None, true) = (ids.next(), ids.next(), origin.trusted) else { return None };
+        let (Some(id), None) = (ids.next(), ids.next()) else { return None };
         let id = id.to_str().ok()?;
         let good = |c: char| c.is_ascii_alphanumeric() || "-._~+/=:".contains(c);
         ((1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(good)).then(|| id.to_owned())
@@ -122,14 +141,11 @@ impl HeaderRules {
         origin: &Origin,
         who: Option<&Principal>,
     ) -> pingora::Result<()> {
-        let headers = &request.headers;
-        // Often the claim's own headers say it already, now that it is proven.
-        let is_said = |name: &HeaderName| {
-            let mut said = who.into_iter().flat_map(|who| identity(&self.names, who));
-            said.any(|(identity, text)| *name == identity && says(headers, name, &text))
-        };
-        let names = headers.keys();
-        let unwanted = names.filter(|name| self.is_unwanted(name, origin) && !is_said(name));
+        // What is replaced below need not be removed before.
+        let is_replaced =
+            |name: &HeaderName| who.is_some() && self.names.identity().any(|other| other == name);
+        let names = request.headers.keys();
+        let unwanted = names.filter(|name| self.is_unwanted(name, origin) && !is_replaced(name));
         for name in unwanted.cloned().collect::<Vec<_>>() {
             request.remove_header(&name);
         }
@@ -141,7 +157,8 @@ impl HeaderRules {
 
     fn is_unwanted(&self, name: &HeaderName, origin: &Origin) -> bool {
         let text = name.as_str();
-        if !text.bytes().next().is_some_and(|first| self.suspects[usize::from(first)]) {
+        let lengths = text.bytes().next().map_or(0, |first| self.suspects[usize::from(first)]);
+        if lengths & length_bit(text) == 0 {
             return false;
         }
         if self.protected.iter().any(|protected| spells(name, protected))
@@ -159,6 +176,7 @@ impl HeaderRules {
     /// section 5.5, `obs-text`): they go out as these very bytes.
     fn identify(&self, request: &mut RequestHeader, who: &Principal) -> pingora::Result<()> {
         for (name, text) in identity(&self.names, who) {
+            // Often the claim's own headers say it already, now that it is proven.
             if says(&request.headers, name, &text) {
                 continue;
             }
@@ -182,19 +200,23 @@ impl HeaderRules {
         request_id: &str,
     ) -> pingora::Result<()> {
         let proto = if origin.tls { "https" } else { "http" };
-        let peer = origin.peer.map(|peer| peer.to_string());
-        let element = forwarded_element(peer.as_deref(), proto, authority);
-        if let Some(list) = continued(request, FORWARDED_FOR, origin, peer) {
+        let peer = origin.peer_text.as_ref();
+        let element = forwarded_element(peer, proto, authority);
+        if let Some(list) = continued(request, FORWARDED_FOR, origin, peer.cloned()) {
             request.insert_header(FORWARDED_FOR, list)?;
         }
-        if let Some(list) = continued(request, FORWARDED.as_str(), origin, Some(element)) {
-            request.insert_header("forwarded", list)?;
+        let element = HeaderValue::from_maybe_shared(Bytes::from(element)).ok();
+        if let Some(list) = continued(request, FORWARDED, origin, element) {
+            request.insert_header(FORWARDED, list)?;
         }
-        for (name, value) in [(FORWARDED_PROTO, proto), (FORWARDED_HOST, authority)] {
-            // A trusted proxy nearer to the client knows better, if it says one thing only.
-            if !(origin.trusted && request.headers.get_all(name).iter().count() == 1) {
-                request.insert_header(name, value)?;
-            }
+        // A trusted proxy nearer to the client knows better, if it says one thing only.
+        let is_known = |name| origin.trusted && request.headers.get_all(name).iter().count() == 1;
+        let (knows_proto, knows_host) = (is_known(FORWARDED_PROTO), is_known(FORWARDED_HOST));
+        if !knows_proto {
+            request.insert_header(FORWARDED_PROTO, HeaderValue::from_static(proto))?;
+        }
+        if !knows_host {
+            request.insert_header(FORWARDED_HOST, authority)?;
         }
         if !says(&request.headers, &HOST, authority) {
             request.insert_header(HOST, authority)?;
@@ -216,26 +238,20 @@ fn continued(
     request: &RequestHeader,
     name: &str,
     origin: &Origin,
-    more: Option<String>,
+    more: Option<HeaderValue>,
 ) -> Option<HeaderValue> {
-    let mut list = Vec::new();
-    if origin.trusted {
-        let parts = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
-        for part in parts.filter(|part| !part.is_empty()) {
-            list.extend_from_slice(part);
-            list.extend_from_slice(b", ");
-        }
+    if !origin.trusted {
+        return more;
     }
-    match more {
-        Some(more) if list.is_empty() => list = more.into_bytes(),
-        Some(more) => list.extend_from_slice(more.as_bytes()),
-        None => list.truncate(list.len().saturating_sub(", ".len())),
-    }
-    (!list.is_empty()).then(|| HeaderValue::from_maybe_shared(Bytes::from(list)).ok()).flatten()
+    let parts = request.headers.get_all(name).iter().chain(&more).map(HeaderValue::as_bytes);
+    let parts: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
+    let list = (!parts.is_empty()).then(|| parts.join(&b", "[..]))?;
+    HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
 }
 
 /// RFC 7239 section 4.
-fn forwarded_element(peer: Option<&str>, proto: &str, authority: &str) -> String {
+fn forwarded_element(peer: Option<&HeaderValue>, proto: &str, authority: &str) -> String {
+    let peer = peer.and_then(|peer| peer.to_str().ok());
     let (before, peer, after) = match peer {
         None => ("", "unknown", ""),
         Some(v6) if v6.contains(':') => ("\"[", v6, "]\""),
@@ -281,7 +297,9 @@ mod tests {
     }
 
     fn origin(trusted: bool) -> Origin {
-        Origin { peer: Some("192.0.2.1".parse().unwrap()), trusted, tls: true }
+        let peer = "192.0.2.1";
+        let peer_text = Some(HeaderValue::from_static(peer));
+        Origin { peer: peer.parse().ok(), peer_text, trusted, tls: true }
     }
 
     fn value<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
