@@ -22,7 +22,7 @@ use claim::Claim;
 pub use claim::Unclear;
 #[cfg(any(test, fuzzing))]
 pub use claim::fuzz;
-pub use head::{BadHead, Head, MethodName, split_url};
+pub use head::{BadHead, Head, KeptHead, MethodName, split_url};
 pub use refusal::Refusal;
 
 /// A request to decide about.
@@ -31,7 +31,7 @@ pub struct Asked<'a> {
     /// Its method.
     pub method: MethodName<'a>,
     /// Its host and path.
-    pub head: &'a Head,
+    pub head: &'a Head<'a>,
     /// Its headers, which may carry a claim.
     pub headers: &'a HeaderMap,
     /// Where it comes from; `None`: a Unix socket.

@@ -8,9 +8,12 @@ use crate::otp::Reuse;
 pub mod host;
 pub mod path;
 pub mod raw;
+mod tree;
 
 pub use host::Authority;
 pub use path::{NormalPath, PathError, RawPath, RequestPath};
+
+use tree::{Node, Tree};
 
 /// What happens to requests that should be refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,21 +160,12 @@ impl Route {
         mode && reuse && own.iter().all(covered)
     }
 
-    fn governs_path(&self, path: &str) -> bool {
-        is_below(path, &self.prefix)
-    }
-
     fn governs_host(&self, host: &str) -> bool {
         self.hosts.is_empty() || self.hosts.iter().any(|h| h == host)
     }
 
     fn governs_method(&self, method: &str) -> bool {
         self.methods.is_empty() || self.methods.iter().any(|m| m == method)
-    }
-
-    /// Routes of one scope are alternatives of each other; a wider scope is never fallen back to.
-    fn same_scope(&self, other: &Self) -> bool {
-        self.prefix == other.prefix && self.hosts.is_empty() == other.hosts.is_empty()
     }
 }
 
@@ -194,25 +188,29 @@ pub enum Governing<'a> {
 /// All routes.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Most specific first.
     routes: Vec<Route>,
-    /// The prefix of each route, as [`path::fold`] leaves it.
-    folded: Vec<String>,
+    tree: Tree,
+    /// Whether any route takes paths as they come.
+    has_raw: bool,
     similar: SimilarPaths,
     mode: Mode,
 }
 
 impl Policy {
-    /// Sorts `routes`: longest path first, of one path those for certain hosts first, then in the
-    /// order of the configuration. Without routes, everything needs a proven principal.
+    /// The longest path comes first, of one path the routes for certain hosts, then the order of the
+    /// configuration. Without routes, everything needs a proven principal.
     #[must_use]
     pub fn new(mut routes: Vec<Route>) -> Self {
         if routes.is_empty() {
             routes.push(Route::new("/", Access::Allow(vec![Grant::Anybody])));
         }
-        routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
-        let folded = routes.iter().map(|route| path::fold(&route.prefix)).collect();
-        Self { routes, folded, similar: SimilarPaths::default(), mode: Mode::default() }
+        Self {
+            tree: Tree::new(&routes),
+            has_raw: routes.iter().any(|route| route.raw_path),
+            routes,
+            similar: SimilarPaths::default(),
+            mode: Mode::default(),
+        }
     }
 
     /// The same, with the mode of routes without their own.
@@ -238,8 +236,13 @@ impl Policy {
     ///
     /// # Errors
     /// Why it cannot be taken.
-    pub fn read(&self, method: &str, host: &str, raw: &str) -> Result<RequestPath, PathError> {
-        if self.find(method, host, raw).is_some_and(|route| route.raw_path) {
+    pub fn read<'a>(
+        &self,
+        method: &str,
+        host: &str,
+        raw: &'a str,
+    ) -> Result<RequestPath<'a>, PathError> {
+        if self.has_raw && self.find(method, host, raw).is_some_and(|route| route.raw_path) {
             return RawPath::parse(raw).map(RequestPath::Raw);
         }
         NormalPath::parse(raw).map(RequestPath::Normal)
@@ -248,7 +251,7 @@ impl Policy {
     /// The route that governs a request. `host` is spelled as [`Authority::host`] does, `path` is what
     /// [`Self::read`] made of the request's.
     #[must_use]
-    pub fn govern(&self, method: &str, host: &str, path: &RequestPath) -> Governing<'_> {
+    pub fn govern(&self, method: &str, host: &str, path: &RequestPath<'_>) -> Governing<'_> {
         match path {
             RequestPath::Raw(_) => {
                 let found = self.find(method, host, path.forwarded());
@@ -258,55 +261,104 @@ impl Policy {
         }
     }
 
-    fn govern_normal(&self, method: &str, host: &str, path: &NormalPath) -> Governing<'_> {
-        let found = self.find(method, host, path.decoded());
-        let is_same = |reading: &str| match (found, self.find(method, host, reading)) {
+    fn govern_normal(&self, method: &str, host: &str, path: &NormalPath<'_>) -> Governing<'_> {
+        let Way { found, narrowest } = self.go(host, path.decoded());
+        let rule = found.and_then(|found| self.choose(method, found.scope));
+        if path.has_more_readings() && !self.is_governed_alike(method, host, path, rule) {
+            return Governing::Ambiguous;
+        }
+        let (Some(found), Some(rule)) = (found, rule) else { return Governing::Nothing };
+        let own = found.node.folded_len;
+        // Only another spelling of its path: as it came, the path is not the raw route's.
+        if rule.raw_path {
+            return Governing::Ambiguous;
+        }
+        let has_narrower = narrowest.folded_len > own || path.has_more_readings();
+        if has_narrower && self.may_be_stricter(method, host, path, rule, own) {
+            return Governing::Ambiguous;
+        }
+        Governing::Route(rule)
+    }
+
+    /// Whether `rule`, or nothing, governs all readings of `path`: some servers drop parameters, some decode
+    /// a path that is decoded already.
+    fn is_governed_alike(
+        &self,
+        method: &str,
+        host: &str,
+        path: &NormalPath<'_>,
+        rule: Option<&Route>,
+    ) -> bool {
+        let is_same = |reading: &str| match (rule, self.find(method, host, reading)) {
             (Some(a), Some(b)) => std::ptr::eq(a, b),
             (None, None) => true,
             _ => false,
         };
-        // Some servers drop parameters, some decode a path that is decoded already.
         let mut again = path.decodings().skip(1);
         let mut bare = path.decodings().filter_map(|reading| path::without_parameters(&reading));
-        if !again.all(|reading| is_same(&reading)) || !bare.all(|reading| is_same(&reading)) {
-            return Governing::Ambiguous;
-        }
-        match found {
-            None => Governing::Nothing,
-            // Only another spelling of its path: as it came, the path is not the raw route's.
-            Some(route) if route.raw_path => Governing::Ambiguous,
-            Some(route) if self.may_be_stricter(method, host, path, route) => Governing::Ambiguous,
-            Some(route) => Governing::Route(route),
-        }
+        again.all(|reading| is_same(&reading)) && bare.all(|reading| is_same(&reading))
     }
 
     /// The most specific path decides; if none of its routes covers the method, nothing does: a
     /// wider route must not open what a narrower one closes.
     fn find(&self, method: &str, host: &str, path: &str) -> Option<&Route> {
-        let mut here =
-            self.routes.iter().filter(|r| r.governs_host(host) && r.governs_path(path)).peekable();
-        let scope = *here.peek()?;
-        here.take_while(|r| r.same_scope(scope)).find(|r| r.governs_method(method))
+        self.choose(method, self.go(host, path).found?.scope)
+    }
+
+    fn choose(&self, method: &str, scope: &[usize]) -> Option<&Route> {
+        scope.iter().map(|place| &self.routes[*place]).find(|route| route.governs_method(method))
+    }
+
+    /// Goes along `path` as far as there are routes.
+    fn go(&self, host: &str, path: &str) -> Way<'_> {
+        let mut way = Way { found: None, narrowest: self.tree.root() };
+        for node in self.tree.along(path) {
+            way.narrowest = node;
+            if let Some(scope) = node.scope(host, path) {
+                way.found = Some(Found { node, scope });
+            }
+        }
+        way
     }
 
     /// Whether a server that tells fewer paths apart may take `path`, which `found` governs, for one below
-    /// a narrower route that is stricter. All narrower routes count, not only the narrowest: a server may
-    /// fold a part of what [`path::fold`] does.
-    fn may_be_stricter(&self, method: &str, host: &str, path: &NormalPath, found: &Route) -> bool {
-        if self.similar == SimilarPaths::Distinct {
-            return false;
-        }
-        let readings: Vec<_> = path.decodings().map(|reading| path::fold(&reading)).collect();
-        let own = path::fold(&found.prefix).len();
-        let narrower = self.routes.iter().zip(&self.folded).filter(|(route, prefix)| {
-            prefix.len() > own
-                && route.governs_host(host)
-                && readings.iter().any(|reading| is_below(reading, prefix))
-        });
-        narrower
-            .map(|(route, _)| self.find(method, host, &route.prefix))
-            .any(|rule| rule.is_none_or(|rule| !found.is_as_strict_as(rule)))
+    /// a narrower route that is stricter: one whose path is longer than `own` when folded. All narrower routes
+    /// count, not only the narrowest: a server may fold a part of what [`path::fold`] does.
+    fn may_be_stricter(
+        &self,
+        method: &str,
+        host: &str,
+        path: &NormalPath<'_>,
+        found: &Route,
+        own: usize,
+    ) -> bool {
+        let is_stricter = |prefix: &str| {
+            let rule = self.find(method, host, prefix);
+            rule.is_none_or(|rule| !found.is_as_strict_as(rule))
+        };
+        let is_stricter_below = |node: &Node| {
+            let mut narrower = node.prefixes.iter().filter(|prefix| prefix.scope(host).is_some());
+            node.folded_len > own && narrower.any(|prefix| is_stricter(&prefix.path))
+        };
+        let mut readings = path.decodings();
+        self.similar == SimilarPaths::Refuse
+            && readings.any(|reading| self.tree.along(&reading).any(is_stricter_below))
     }
+}
+
+/// What lies along a path.
+struct Way<'a> {
+    /// The narrowest routes that govern it.
+    found: Option<Found<'a>>,
+    /// Where it ends: also what only servers that tell fewer paths apart take it to be below.
+    narrowest: &'a Node,
+}
+
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    node: &'a Node,
+    /// Which of them governs depends on the method.
+    scope: &'a [usize],
 }
 
 #[cfg(test)]
@@ -618,6 +670,153 @@ mod tests {
             }
         }
         segments.iter().fold(String::new(), |all, segment| format!("{all}/{segment}"))
+    }
+
+    /// What govern says, found out route by route.
+    struct Linear<'a> {
+        policy: &'a Policy,
+        /// Most specific first.
+        routes: Vec<&'a Route>,
+    }
+
+    impl<'a> Linear<'a> {
+        fn new(policy: &'a Policy) -> Self {
+            let mut routes: Vec<_> = policy.routes.iter().collect();
+            routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.len()), r.hosts.is_empty()));
+            Self { policy, routes }
+        }
+
+        fn find(&self, method: &str, host: &str, path: &str) -> Option<&'a Route> {
+            let here = |r: &&&Route| r.governs_host(host) && is_below(path, &r.prefix);
+            let mut here = self.routes.iter().filter(here).peekable();
+            let scope = here.peek()?;
+            let (prefix, for_all) = (&scope.prefix, scope.hosts.is_empty());
+            here.take_while(|r| r.prefix == *prefix && r.hosts.is_empty() == for_all)
+                .find(|r| r.governs_method(method))
+                .copied()
+        }
+
+        fn govern(&self, method: &str, host: &str, path: &RequestPath<'_>) -> Governing<'a> {
+            let RequestPath::Normal(path) = path else {
+                let found = self.find(method, host, path.forwarded());
+                return found.map_or(Governing::Nothing, Governing::Route);
+            };
+            let found = self.find(method, host, path.decoded());
+            let is_same = |reading: &str| {
+                let other = self.find(method, host, reading);
+                found.map(std::ptr::from_ref) == other.map(std::ptr::from_ref)
+            };
+            let mut again = path.decodings().skip(1);
+            let mut bare =
+                path.decodings().filter_map(|reading| path::without_parameters(&reading));
+            if !again.all(|reading| is_same(&reading)) || !bare.all(|reading| is_same(&reading)) {
+                return Governing::Ambiguous;
+            }
+            match found {
+                None => Governing::Nothing,
+                Some(route) if route.raw_path => Governing::Ambiguous,
+                Some(route) if self.may_be_stricter(method, host, path, route) => {
+                    Governing::Ambiguous
+                }
+                Some(route) => Governing::Route(route),
+            }
+        }
+
+        fn may_be_stricter(
+            &self,
+            method: &str,
+            host: &str,
+            path: &NormalPath<'_>,
+            found: &Route,
+        ) -> bool {
+            let readings: Vec<_> = path.decodings().map(|reading| path::fold(&reading)).collect();
+            let own = path::fold(&found.prefix).len();
+            let narrower = self.routes.iter().filter(|route| {
+                let prefix = path::fold(&route.prefix);
+                prefix.len() > own
+                    && route.governs_host(host)
+                    && readings.iter().any(|reading| is_below(reading, &prefix))
+            });
+            self.policy.similar == SimilarPaths::Refuse
+                && narrower
+                    .map(|route| self.find(method, host, &route.prefix))
+                    .any(|rule| rule.is_none_or(|rule| !found.is_as_strict_as(rule)))
+        }
+    }
+
+    /// To compare: routes may be equal and still be two.
+    fn which(governing: Governing<'_>) -> Result<*const Route, &'static str> {
+        match governing {
+            Governing::Route(route) => Ok(std::ptr::from_ref(route)),
+            Governing::Nothing => Err("nothing"),
+            Governing::Ambiguous => Err("ambiguous"),
+        }
+    }
+
+    /// Routes of all kinds, also with paths that no configuration can have.
+    fn any_routes() -> impl Strategy<Value = Vec<Route>> {
+        let name = "(a|a|A|b|B\\.|a | | |b;x|\u{17f}|s|%61|)";
+        let prefix = proptest::collection::vec(name, 0..4)
+            .prop_map(|names| names.iter().map(|name| format!("/{name}")).collect::<String>());
+        let subset = |of: &'static [&'static str]| {
+            let some = proptest::sample::subsequence(of, 0..=of.len());
+            prop_oneof![Just(Vec::new()), some]
+                .prop_map(|some| some.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        };
+        let access = prop_oneof![
+            Just(Access::Public),
+            Just(Access::Allow(vec![Grant::Anybody])),
+            Just(realm("staff")),
+        ];
+        let mode = prop_oneof![4 => Just(None), 1 => Just(Some(Mode::Report))];
+        let reuse = prop_oneof![4 => Just(None), 1 => Just(Some(Reuse::ONCE))];
+        let raw = proptest::bool::weighted(0.2);
+        let (methods, hosts) = (subset(&["GET", "POST"]), subset(&["h", "i"]));
+        let route = (prefix, access, methods, hosts, mode, reuse, raw).prop_map(
+            |(prefix, access, methods, hosts, mode, reuse, raw_path)| {
+                let route = Route::new(&prefix, access);
+                Route { methods, hosts, mode, reuse, raw_path, ..route }
+            },
+        );
+        proptest::collection::vec(route, 0..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever the routes are, also where the path begins with none of them.
+        #[test]
+        fn the_tree_says_what_all_routes_say(
+            routes in any_routes(),
+            below in prop_oneof![Just(usize::MAX), 0..8_usize],
+            path in paths(),
+            method in "(GET|POST|PUT)",
+            host in "(h|i|j)",
+            is_distinct in proptest::bool::weighted(0.2),
+        ) {
+            let similar = if is_distinct { SimilarPaths::Distinct } else { SimilarPaths::Refuse };
+            let policy = Policy::new(routes).with_similar_paths(similar);
+            let linear = Linear::new(&policy);
+            let prefix = policy.routes.get(below).map_or("", |route| &route.prefix);
+            let path = format!("{prefix}{path}");
+            let found = |route: Option<&Route>| route.map(std::ptr::from_ref);
+            for path in [path.as_str(), prefix] {
+                prop_assert_eq!(
+                    found(policy.find(&method, &host, path)),
+                    found(linear.find(&method, &host, path))
+                );
+                let readings = [
+                    NormalPath::parse(path).map(RequestPath::Normal),
+                    RawPath::parse(path).map(RequestPath::Raw),
+                ];
+                for path in readings.into_iter().flatten() {
+                    prop_assert_eq!(
+                        which(policy.govern(&method, &host, &path)),
+                        which(linear.govern(&method, &host, &path))
+                    );
+                }
+            }
+        }
     }
 
     proptest! {

@@ -123,15 +123,15 @@ impl Gate {
     async fn decide(request: &RequestHeader, exchange: &mut Exchange) -> Result<(), Refusal> {
         let regime = &exchange.regime;
         let (method, head, length) = request::read(request, &exchange.limits, &regime.policy)?;
-        let head = exchange.head.insert(head);
+        exchange.head = Some(head.keep());
         if exchange.limits.max_body_bytes.is_some_and(|max| length.is_some_and(|n| n > max)) {
             return Err(Refusal::BodyTooLarge);
         }
         let asked = Asked {
             method,
-            head,
+            head: &head,
             headers: &request.headers,
-            client: regime.headers.client(&request.headers, &exchange.origin),
+            client: exchange.client,
             request_id: &exchange.request_id,
             at: exchange.started,
         };
@@ -152,13 +152,14 @@ impl Gate {
             None | Some(Err(_)) => return Err(undecided()),
         };
         rules.vouch(request, &exchange.origin, who)?;
-        rules.forward(request, &exchange.origin, head.authority.as_str(), &exchange.request_id)?;
+        rules.forward(request, &exchange.origin, head.authority(), &exchange.request_id)?;
         headers::join_cookies(request)?;
-        let (path, query) = (head.path.forwarded(), head.query.as_str());
-        if request.raw_path().strip_prefix(path.as_bytes()) == Some(query.as_bytes()) {
+        // Over HTTP/2 there is an authority, too: one that may be spelled otherwise.
+        let target = head.target().as_bytes();
+        if request.uri.authority().is_none() && request.raw_path() == target {
             return Ok(());
         }
-        request.set_raw_path(format!("{path}{query}").as_bytes())
+        request.set_raw_path(target)
     }
 
     /// Tells the client that no further request will be read here.
@@ -228,11 +229,10 @@ impl ProxyHttp for Gate {
             };
             exchange.connection = Some(connection);
         }
-        exchange.request_id = exchange
-            .regime
-            .headers
-            .request_id(&session.req_header().headers, &exchange.origin)
-            .unwrap_or_else(new_request_id);
+        let (rules, headers) = (&exchange.regime.headers, &session.req_header().headers);
+        exchange.client = rules.client(headers, &exchange.origin);
+        exchange.request_id =
+            rules.request_id(headers, &exchange.origin).unwrap_or_else(new_request_id);
         exchange.kind = Kind::of(session.req_header());
         exchange.note_extent(session.is_http2());
         session.set_read_timeout(Some(exchange.limits.body_timeout));

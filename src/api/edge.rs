@@ -169,7 +169,7 @@ fn unserved() -> ApiError {
 }
 
 /// Whether no DNS server has a say in where it leads.
-fn is_address(host: &Authority) -> bool {
+fn is_address(host: &Authority<'_>) -> bool {
     let host = host.host();
     host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
@@ -182,7 +182,7 @@ pub(super) fn named_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a
 }
 
 /// Host and port that a request names, in their one spelling.
-pub(super) fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Authority<'a>> {
     named_host(uri, headers).and_then(Authority::parse)
 }
 

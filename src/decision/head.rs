@@ -1,6 +1,10 @@
 //! What is asked for: method, host and path, each in one reading only, whoever tells them.
 
-use crate::policy::{Authority, PathError, Policy, RequestPath};
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr2};
+
+use crate::policy::{Authority, PathError, Policy, RequestPath, path};
 
 /// Longest method name; the longest registered one has 18 characters.
 const MAX_METHOD_CHARS: usize = 32;
@@ -33,15 +37,51 @@ impl<'a> MethodName<'a> {
     }
 }
 
-/// What decisions are made on, and what is forwarded.
+/// What decisions are made on, and what is forwarded. It borrows what came in its one reading already.
 #[derive(Clone, Debug)]
-pub struct Head {
+pub struct Head<'a> {
     /// The path, in one reading only or as it came.
-    pub path: RequestPath,
+    pub path: RequestPath<'a>,
     /// `?` and the query, as received, or nothing. No decision looks at it.
-    pub query: String,
+    pub query: &'a str,
     /// Host and port, in the one spelling that is also forwarded.
-    pub authority: Authority,
+    pub authority: Authority<'a>,
+}
+
+/// What is kept of a [`Head`] for as long as its request lasts: what is forwarded, all in one text.
+#[derive(Clone, Debug)]
+pub struct KeptHead {
+    /// Authority, path, query.
+    text: Box<str>,
+    host_end: usize,
+    authority_end: usize,
+    path_end: usize,
+}
+
+impl KeptHead {
+    /// The host without its port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.text[..self.host_end]
+    }
+
+    /// Host and port.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.text[..self.authority_end]
+    }
+
+    /// Path and query.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.text[self.authority_end..]
+    }
+
+    /// The path, as logs show it: nothing but ASCII.
+    #[must_use]
+    pub fn shown_path(&self) -> Cow<'_, str> {
+        path::shown(&self.text[self.authority_end..self.path_end])
+    }
 }
 
 /// Why a head is refused.
@@ -75,7 +115,7 @@ impl BadHead {
     }
 }
 
-impl Head {
+impl<'a> Head<'a> {
     /// Reads `authority` (host and port) and `target`, a path that may have a query. `policy` says which
     /// paths are taken as they come.
     ///
@@ -84,22 +124,29 @@ impl Head {
     pub fn read(
         policy: &Policy,
         method: MethodName<'_>,
-        authority: &str,
-        target: &str,
+        authority: &'a str,
+        target: &'a str,
     ) -> Result<Self, BadHead> {
         let authority = Authority::parse(authority).ok_or(BadHead::Host)?;
-        if !target.starts_with('/') || target.contains('#') {
+        let path_end = memchr2(b'?', b'#', target.as_bytes()).unwrap_or(target.len());
+        let (path, query) = target.split_at(path_end);
+        if !path.starts_with('/') || memchr(b'#', query.as_bytes()).is_some() {
             return Err(BadHead::Target);
         }
-        let (path, query) = match target.split_once('?') {
-            Some((path, _)) => (path, &target[path.len()..]),
-            None => (target, ""),
-        };
-        Ok(Self {
-            path: policy.read(method.as_str(), authority.host(), path).map_err(BadHead::Path)?,
-            query: query.to_owned(),
-            authority,
-        })
+        let path = policy.read(method.as_str(), authority.host(), path).map_err(BadHead::Path)?;
+        Ok(Self { path, query, authority })
+    }
+
+    /// What is needed later.
+    #[must_use]
+    pub fn keep(&self) -> KeptHead {
+        let (authority, path) = (self.authority.as_str(), self.path.forwarded());
+        KeptHead {
+            host_end: self.authority.host().len(),
+            authority_end: authority.len(),
+            path_end: authority.len() + path.len(),
+            text: [authority, path, self.query].concat().into(),
+        }
     }
 }
 
@@ -123,7 +170,7 @@ pub fn split_url(url: &str) -> Result<(&str, &str), BadHead> {
 mod tests {
     use super::*;
 
-    fn read(authority: &str, target: &str) -> Result<Head, BadHead> {
+    fn read<'a>(authority: &'a str, target: &'a str) -> Result<Head<'a>, BadHead> {
         let method = MethodName::parse("GET").unwrap();
         Head::read(&Policy::new(Vec::new()), method, authority, target)
     }
@@ -148,13 +195,26 @@ mod tests {
             [("/", "/", ""), ("/a?b=/../c?d", "/a", "?b=/../c?d"), ("/%61?", "/a", "?")]
         {
             let head = read("h", target).unwrap();
-            assert_eq!((head.path.forwarded(), head.query.as_str()), (path, query), "{target}");
+            assert_eq!((head.path.forwarded(), head.query), (path, query), "{target}");
         }
         for bad in ["", "*", "a", "?a", "http://h/", "/#", "/a?b#c"] {
             assert_eq!(read("h", bad).unwrap_err(), BadHead::Target, "{bad}");
         }
         for (bad, why) in [("/a/../b", PathError::DotSegment), ("//h/x", PathError::EmptySegment)] {
             assert_eq!(read("h", bad).unwrap_err(), BadHead::Path(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_what_is_forwarded() {
+        for (authority, target, expected) in [
+            ("h", "/", ["h", "h", "/", "/"]),
+            ("H.:80", "/%61?b=/c", ["h", "h:80", "/a?b=/c", "/a"]),
+            ("[::1]:80", "/\u{fc}?", ["[::1]", "[::1]:80", "/%C3%BC?", "/%C3%BC"]),
+        ] {
+            let kept = read(authority, target).unwrap().keep();
+            let path = kept.shown_path();
+            assert_eq!([kept.host(), kept.authority(), kept.target(), &path], expected);
         }
     }
 

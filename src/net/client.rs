@@ -30,8 +30,7 @@ pub fn client_address(
         return peer;
     }
     let mut client = peer;
-    let listed = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
-    let hops = listed.iter().rev().flat_map(|value| {
+    let hops = headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|value| {
         value.to_str().unwrap_or_default().rsplit(',').map(|hop| {
             let hop = hop.trim().parse::<IpAddr>();
             hop.map(|hop| hop.to_canonical()).ok()

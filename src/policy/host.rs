@@ -1,25 +1,27 @@
 //! Hosts of requests: brought into one spelling, so that the policy decides on what the upstream
 //! receives.
 
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 /// A `Host` or `:authority` in its one spelling: lower case, without the dot of the DNS root, with the
 /// port as received. Servers differ in whether they take `A.example.` for `a.example`; this way none
 /// of them can take another virtual host than the one that was decided on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authority {
-    text: String,
+pub struct Authority<'a> {
+    /// Borrowed, if it came so.
+    text: Cow<'a, str>,
     host_len: usize,
 }
 
-impl Authority {
+impl<'a> Authority<'a> {
     /// Parses a host with an optional port. `None`: empty labels, userinfo, a port that is no number,
     /// characters that no host name has.
     #[must_use]
-    pub fn parse(raw: &str) -> Option<Self> {
+    pub fn parse(raw: &'a str) -> Option<Self> {
         let host_end = match raw.strip_prefix('[') {
             Some(rest) => rest.find(']')? + 2,
-            None => raw.find(':').unwrap_or(raw.len()),
+            None => raw.bytes().position(|byte| byte == b':').unwrap_or(raw.len()),
         };
         let (host, port) = raw.split_at(host_end);
         let host = host.strip_suffix('.').unwrap_or(host);
@@ -30,9 +32,12 @@ impl Authority {
         if !good_port {
             return None;
         }
-        let mut text = spell(host)?;
-        let host_len = text.len();
-        text.push_str(port);
+        let host = spell(host)?;
+        let host_len = host.len();
+        let text = match host {
+            Cow::Borrowed(host) if host.len() == host_end => Cow::Borrowed(raw),
+            host => Cow::Owned(host.into_owned() + port),
+        };
         Some(Self { text, host_len })
     }
 
@@ -50,14 +55,23 @@ impl Authority {
 }
 
 /// A host in its one spelling, if it is one.
-fn spell(host: &str) -> Option<String> {
+fn spell(host: &str) -> Option<Cow<'_, str>> {
     if let Some(ip) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         // An IPv6 address has many.
-        return ip.parse::<Ipv6Addr>().ok().map(|ip| format!("[{ip}]"));
+        return ip.parse::<Ipv6Addr>().ok().map(|ip| Cow::Owned(format!("[{ip}]")));
     }
-    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    let is_host = host.split('.').all(|label| !label.is_empty() && label.bytes().all(good));
-    is_host.then(|| host.to_ascii_lowercase())
+    let (mut before, mut is_lower) = (b'.', true);
+    for byte in host.bytes() {
+        match byte {
+            b'.' if before == b'.' => return None,
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {}
+            b'A'..=b'Z' => is_lower = false,
+            _ => return None,
+        }
+        before = byte;
+    }
+    let spelled = || if is_lower { host.into() } else { host.to_ascii_lowercase().into() };
+    (before != b'.').then(spelled)
 }
 
 #[cfg(test)]
@@ -125,7 +139,7 @@ mod tests {
         #[test]
         fn one_spelling_stays_itself(raw in "[a-zA-Z0-9._:\\[\\]-]{0,24}") {
             if let Some(once) = Authority::parse(&raw) {
-                prop_assert_eq!(Authority::parse(once.as_str()).unwrap(), once);
+                prop_assert_eq!(&Authority::parse(once.as_str()).unwrap(), &once);
             }
         }
     }

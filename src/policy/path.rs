@@ -26,6 +26,40 @@ const NOT_PCHAR: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
+/// The bytes of paths that need no closer look; see [`NormalPath::take`].
+const BYTES: [Byte; 256] = {
+    let mut bytes = [Byte { stands: false, stays_escaped: true }; 256];
+    // Begins the escapes of further control characters.
+    bytes[0xc2].stays_escaped = false;
+    let mut byte = 0_u8;
+    while byte.is_ascii() {
+        let unreserved = byte.is_ascii_alphanumeric() || is_one_of(byte, b"-._~");
+        bytes[byte as usize] = Byte {
+            stands: unreserved || is_one_of(byte, b"!$&'()*+,=:@"),
+            stays_escaped: !unreserved && !byte.is_ascii_control() && !is_one_of(byte, b"/\\;?#%"),
+        };
+        byte += 1;
+    }
+    bytes
+};
+
+/// What a byte is in a path.
+#[derive(Clone, Copy)]
+struct Byte {
+    /// It may stand in a name as it is.
+    stands: bool,
+    /// Its escape is left as it is, and hides nothing.
+    stays_escaped: bool,
+}
+
+const fn is_one_of(byte: u8, list: &[u8]) -> bool {
+    let mut at = 0;
+    while at < list.len() && list[at] != byte {
+        at += 1;
+    }
+    at < list.len()
+}
+
 /// How often a path may be encoded in itself: nobody means more.
 const MAX_DECODINGS: usize = 4;
 
@@ -52,20 +86,64 @@ pub enum PathError {
     NotUtf8,
 }
 
-/// A path that is read in one way only.
+/// A path that is read in one way only. It borrows what came in that way already.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NormalPath {
-    decoded: String,
-    encoded: String,
+pub struct NormalPath<'a> {
+    decoded: Cow<'a, str>,
+    encoded: Cow<'a, str>,
+    /// Whether those may read another path who decode it once more, or drop parameters.
+    has_more_readings: bool,
 }
 
-impl NormalPath {
+impl<'a> NormalPath<'a> {
     /// Normalises the path of a request target, without its query: unreserved escapes are decoded,
     /// the others written in one way.
     ///
     /// # Errors
     /// Why it is ambiguous.
-    pub fn parse(raw: &str) -> Result<Self, PathError> {
+    pub fn parse(raw: &'a str) -> Result<Self, PathError> {
+        Self::take(raw).map_or_else(|| Self::normalise(raw), Ok)
+    }
+
+    /// Takes in one pass a path that is normal already, and has nothing that [`Self::normalise`] looks at
+    /// closely: no dot at the beginning of a segment, no parameters, no escape but of what needs one. `None`:
+    /// another path, good or bad.
+    fn take(raw: &'a str) -> Option<Self> {
+        let bytes = raw.as_bytes();
+        let (mut decoded, mut at, mut copied) = (Vec::new(), 0, 0);
+        if !raw.starts_with('/') {
+            return None;
+        }
+        while let Some(name) = bytes[at..].iter().position(|byte| !BYTES[usize::from(*byte)].stands)
+        {
+            at += name;
+            match bytes[at..] {
+                [b'/', b'/' | b'.', ..] => return None,
+                [b'/', ..] => at += 1,
+                [b'%', high, low, ..] => {
+                    let escaped = capital_hex(high)? << 4 | capital_hex(low)?;
+                    if !BYTES[usize::from(escaped)].stays_escaped {
+                        return None;
+                    }
+                    decoded.reserve(bytes.len() - decoded.len());
+                    decoded.extend_from_slice(&bytes[copied..at]);
+                    decoded.push(escaped);
+                    at += 3;
+                    copied = at;
+                }
+                _ => return None,
+            }
+        }
+        let decoded = if copied == 0 {
+            Cow::Borrowed(raw)
+        } else {
+            decoded.extend_from_slice(&bytes[copied..]);
+            Cow::Owned(String::from_utf8(decoded).ok()?)
+        };
+        Some(Self { decoded, encoded: Cow::Borrowed(raw), has_more_readings: false })
+    }
+
+    fn normalise(raw: &str) -> Result<Self, PathError> {
         if !raw.starts_with('/') {
             return Err(PathError::NotAbsolute);
         }
@@ -75,7 +153,8 @@ impl NormalPath {
         if decoded.contains('%') {
             check_repeated_decoding(&decoded)?;
         }
-        Ok(Self { decoded, encoded: encode(raw) })
+        let has_more_readings = decoded.contains(['%', ';']);
+        Ok(Self { decoded: decoded.into(), encoded: encode(raw).into(), has_more_readings })
     }
 
     /// What policies match on.
@@ -90,10 +169,15 @@ impl NormalPath {
         &self.encoded
     }
 
+    /// Whether those may read another path who decode it once more, or drop parameters.
+    pub(super) fn has_more_readings(&self) -> bool {
+        self.has_more_readings
+    }
+
     /// What those read who decode it: once, as they should, and then, where they decode again, each other
     /// thing that comes of it.
     pub fn decodings(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        let once = Cow::Borrowed(self.decoded.as_str());
+        let once = Cow::Borrowed(&*self.decoded);
         std::iter::successors(Some(once), |path| {
             // `parse` has seen that this goes well, and that it ends.
             let again = path.contains('%').then(|| decode(path).ok()).flatten()?;
@@ -114,15 +198,15 @@ pub(super) fn without_parameters(path: &str) -> Option<String> {
 /// A path that nobody reads before the upstream does: it is forwarded byte for byte. What governs it must
 /// not depend on its meaning; see [`super::Policy::raw_conflict`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawPath(String);
+pub struct RawPath<'a>(&'a str);
 
-impl RawPath {
+impl<'a> RawPath<'a> {
     /// Takes a path as it came.
     ///
     /// # Errors
     /// If it cannot stand in a request line, or if servers may read the name of another host in it: what
     /// follows `//` at its beginning.
-    pub fn parse(raw: &str) -> Result<Self, PathError> {
+    pub fn parse(raw: &'a str) -> Result<Self, PathError> {
         if !raw.starts_with('/') {
             return Err(PathError::NotAbsolute);
         }
@@ -132,20 +216,20 @@ impl RawPath {
         if raw[1..].starts_with(['/', '\\']) {
             return Err(PathError::EmptySegment);
         }
-        Ok(Self(raw.to_owned()))
+        Ok(Self(raw))
     }
 }
 
 /// The path of a request, as it is decided on and forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestPath {
+pub enum RequestPath<'a> {
     /// In its one reading.
-    Normal(NormalPath),
+    Normal(NormalPath<'a>),
     /// As it came.
-    Raw(RawPath),
+    Raw(RawPath<'a>),
 }
 
-impl RequestPath {
+impl RequestPath<'_> {
     /// What is forwarded.
     #[must_use]
     pub fn forwarded(&self) -> &str {
@@ -158,27 +242,48 @@ impl RequestPath {
     /// What logs show: nothing but ASCII.
     #[must_use]
     pub fn shown(&self) -> Cow<'_, str> {
-        match self {
-            Self::Normal(path) => Cow::Borrowed(path.encoded()),
-            Self::Raw(RawPath(path)) => utf8_percent_encode(path, CONTROLS).into(),
-        }
+        shown(self.forwarded())
     }
+}
+
+/// A path that is forwarded, as logs show it: nothing but ASCII, which a normal one is.
+pub(crate) fn shown(path: &str) -> Cow<'_, str> {
+    utf8_percent_encode(path, CONTROLS).into()
 }
 
 /// A path as servers read it that look neither at the case of letters, nor at parameters, nor at dots and
 /// spaces at the end of a segment.
 pub(super) fn fold(path: &str) -> String {
     let mut folded = String::with_capacity(path.len());
-    for segment in path.split('/') {
-        let name = segment.split(';').next().unwrap_or_default().trim_end_matches(['.', ' ']);
-        if name.is_empty() {
-            continue;
-        }
+    for name in folded_segments(path) {
         folded.push('/');
-        // To upper case first: it brings together what has one capital, such as `s` and the long `s`.
-        folded.extend(name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase));
+        folded.push_str(&name);
     }
     folded
+}
+
+/// The segments of such a path.
+pub(super) fn folded_segments(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let mut rest = Some(path);
+    // `split` takes longer, since most segments are short.
+    let segments = std::iter::from_fn(move || {
+        let path = rest?;
+        let end = path.bytes().position(|byte| byte == b'/');
+        rest = end.map(|end| &path[end + 1..]);
+        Some(&path[..end.unwrap_or(path.len())])
+    });
+    segments.map(fold_segment).filter(|name| !name.is_empty())
+}
+
+fn fold_segment(segment: &str) -> Cow<'_, str> {
+    let is_folded = |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase() && byte != b';';
+    let may_end = |byte: Option<&u8>| !matches!(byte, Some(b'.' | b' '));
+    if segment.bytes().all(is_folded) && may_end(segment.as_bytes().last()) {
+        return Cow::Borrowed(segment);
+    }
+    let name = segment.split(';').next().unwrap_or_default().trim_end_matches(['.', ' ']);
+    // To upper case first: it brings together what has one capital, such as `s` and the long `s`.
+    Cow::Owned(name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
 /// Decodes until nothing changes, but not for ever: each escape of a `%` in front of the next one
@@ -193,6 +298,15 @@ fn check_repeated_decoding(decoded: &str) -> Result<(), PathError> {
         path = next;
     }
     Err(PathError::Ambiguous)
+}
+
+/// The value of a hexadecimal digit as it is written here.
+fn capital_hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
 }
 
 /// Every `%` starts an escape.
@@ -328,6 +442,25 @@ mod tests {
     }
 
     #[test]
+    fn ordinary_paths_are_taken_as_they_came() {
+        for (raw, copies) in
+            [("/", 0), ("/a/b.c/d-e_f~g/", 0), ("/a:b@c!$&'()*+,=", 0), ("/caf%C3%A9/a%20b%2B", 1)]
+        {
+            let path = NormalPath::take(raw).unwrap();
+            assert!(matches!(path.encoded, Cow::Borrowed(_)), "{raw}");
+            assert_eq!(i32::from(matches!(path.decoded, Cow::Owned(_))), copies, "{raw}");
+        }
+        for raw in [
+            "", "a", "//", "/a//", "/.a", "/a/..", "/a;b", "/a%", "/a%2", "/a%2F", "/a%00", "/a%61",
+        ] {
+            assert_eq!(NormalPath::take(raw), None, "{raw}");
+        }
+        for raw in ["/%c3%bc", "/%25", "/%FF", "/%C2%80", "/ ", "/\\", "/\u{fc}"] {
+            assert_eq!(NormalPath::take(raw), None, "{raw}");
+        }
+    }
+
+    #[test]
     fn no_path_takes_long() {
         let nested = format!("/%{}61", "25".repeat(30_000));
         let started = SystemClock.now().monotonic;
@@ -404,7 +537,19 @@ mod tests {
         fn normalising_twice_changes_nothing(raw in "/[ -~\u{fc}]{0,40}") {
             if let Ok(once) = NormalPath::parse(&raw) {
                 let twice = NormalPath::parse(once.encoded()).unwrap();
-                prop_assert_eq!(twice, once);
+                prop_assert_eq!(&twice, &once);
+            }
+        }
+
+        /// Of whatever bytes a path is made.
+        #[test]
+        fn what_is_taken_in_one_pass_is_what_normalising_makes_of_it(
+            raw in "(/|\\.|;|%25|%[0-9A-Fa-f]{2}|%C3%[89ABab].|%C2%[89A].|[ -~]|[a-z]{1,3}|\u{fc}){0,8}",
+            slash in any::<bool>(),
+        ) {
+            let raw = if slash { format!("/{raw}") } else { raw };
+            if let Some(taken) = NormalPath::take(&raw) {
+                prop_assert_eq!(Ok(taken), NormalPath::normalise(&raw));
             }
         }
 

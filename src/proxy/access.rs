@@ -1,5 +1,6 @@
 //! One request from its head to its log line.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use super::request::Kind;
 use super::{Gate, Regime};
 use crate::clock::Moment;
 use crate::config::Limits;
-use crate::decision::{Head, Passage, Refused};
+use crate::decision::{KeptHead, Passage, Refused};
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
 use crate::net::{BodyWatch, Connection, Extent, STOPPING};
@@ -65,9 +66,11 @@ pub struct Exchange {
     pub(super) watch: Option<Arc<BodyWatch>>,
     pub(super) limits: Limits,
     pub(super) origin: Origin,
+    /// Where it comes from, behind trusted proxies; `None`: a Unix socket.
+    pub(super) client: Option<IpAddr>,
     pub(super) request_id: String,
     pub(super) kind: Kind,
-    pub(super) head: Option<Head>,
+    pub(super) head: Option<KeptHead>,
     pub(super) rule: Rule,
     /// `None`: nothing was decided, so it must not pass.
     pub(super) decided: Option<Result<Passage, Refused>>,
@@ -92,6 +95,7 @@ impl Exchange {
             watch: None,
             limits: Limits::default(),
             origin: Origin { peer: None, peer_text: None, trusted: false, tls: false },
+            client: None,
             request_id: String::new(),
             kind: Kind::Plain,
             head: None,
@@ -180,17 +184,16 @@ impl Gate {
         }
         let request = session.req_header();
         let who = exchange.proven();
-        let client = exchange.regime.headers.client(&request.headers, &exchange.origin);
         // The path without its query, and only in its one reading: queries carry secrets, other
         // readings carry what was refused. Names stand here only when they are proven.
         info!(
             target: ACCESS,
             request_id = exchange.request_id,
             listener = exchange.listener,
-            client = client.map(tracing::field::display),
+            client = exchange.client.map(tracing::field::display),
             method = request.method.as_str(),
-            host = exchange.head.as_ref().map(|head| head.authority.host()),
-            path = exchange.head.as_ref().map(|head| head.path.shown()).as_deref(),
+            host = exchange.head.as_ref().map(KeptHead::host),
+            path = exchange.head.as_ref().map(KeptHead::shown_path).as_deref(),
             status = session.response_written().map(|response| response.status.as_u16()),
             outcome,
             reason,

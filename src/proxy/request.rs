@@ -57,7 +57,7 @@ pub(super) fn read<'r>(
     request: &'r RequestHeader,
     limits: &Limits,
     policy: &Policy,
-) -> Result<(MethodName<'r>, Head, Option<u64>), Refusal> {
+) -> Result<(MethodName<'r>, Head<'r>, Option<u64>), Refusal> {
     let method = MethodName::parse(request.method.as_str())?;
     if request.headers.len() > limits.max_headers {
         return Err(Refusal::TooManyHeaders);
@@ -99,6 +99,7 @@ fn target(request: &RequestHeader) -> Result<&str, BadHead> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decision::KeptHead;
 
     fn request(method: &str, target: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build(method, target.as_bytes(), None).unwrap();
@@ -113,10 +114,10 @@ mod tests {
         method: &str,
         target: &str,
         headers: &[(&'static str, &str)],
-    ) -> Result<Head, Refusal> {
+    ) -> Result<KeptHead, Refusal> {
         let policy = Policy::new(Vec::new());
         let request = request(method, target, headers);
-        read(&request, &Limits::default(), &policy).map(|(_, head, _)| head)
+        read(&request, &Limits::default(), &policy).map(|(_, head, _)| head.keep())
     }
 
     fn bad(head: BadHead) -> Refusal {
@@ -133,7 +134,7 @@ mod tests {
             ("HTTP://h", "/", ""),
         ] {
             let head = check("GET", target, &[("Host", "h")]).unwrap();
-            assert_eq!((head.path.forwarded(), head.query.as_str()), (path, query), "{target}");
+            assert_eq!(head.target(), format!("{path}{query}"), "{target}");
         }
     }
 
