@@ -39,26 +39,20 @@ pub fn spells(name: &HeaderName, protected: &HeaderName) -> bool {
 ///
 /// # Errors
 /// If any of them has more than one reading.
-pub fn one_of_each<'a>(
+pub fn one_of_each<'a, const N: usize>(
     headers: &'a HeaderMap,
-    names: [&HeaderName; 3],
-) -> Result<[Option<&'a HeaderValue>; 3], Ambiguous> {
-    let [first, second, third] = names.map(|name| exactly_one(headers, name));
-    Ok([first?, second?, third?])
-}
-
-fn exactly_one<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'a HeaderValue>, Ambiguous> {
-    let mut found = None;
-    for (other, value) in headers {
-        if other == name {
-            if found.replace(value).is_some() {
-                return Err(Ambiguous::Duplicate);
+    names: [&HeaderName; N],
+) -> Result<[Option<&'a HeaderValue>; N], Ambiguous> {
+    let mut found = [None; N];
+    for (name, value) in headers {
+        for (wanted, found) in names.iter().zip(&mut found) {
+            if name == *wanted {
+                if found.replace(value).is_some() {
+                    return Err(Ambiguous::Duplicate);
+                }
+            } else if spells(name, wanted) {
+                return Err(Ambiguous::Alias);
             }
-        } else if spells(other, name) {
-            return Err(Ambiguous::Alias);
         }
     }
     Ok(found)

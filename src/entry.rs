@@ -38,6 +38,14 @@ pub enum Invalid {
 
 /// Trims `text` and checks the rules that names and realms share.
 fn check_label(text: &str) -> Result<&str, Invalid> {
+    let is_plain = |byte: u8| byte.is_ascii_graphic();
+    if (1..=MAX_CHARS).contains(&text.len()) && text.bytes().all(is_plain) {
+        return Ok(text);
+    }
+    check_characters(text)
+}
+
+fn check_characters(text: &str) -> Result<&str, Invalid> {
     let text = text.trim();
     if text.is_empty() {
         return Err(Invalid::Empty);
@@ -543,6 +551,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn plain_labels_are_taken_as_all_others_are(
+            text in "([ -~]|[!-~]{1,60}|\u{fc}|\0|\x7f|\u{200b}){0,4}",
+        ) {
+            prop_assert_eq!(check_label(&text), check_characters(&text));
+        }
+
         /// Whatever is rotated when: the newest seed is accepted, at most one other is, no two seeds
         /// share a number, and none that was accepted ends without being asked for.
         #[test]

@@ -1,7 +1,8 @@
 //! Every metric, declared once. Labels are bounded sets; never a name, path or address.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::array::from_fn;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -24,17 +25,48 @@ const GATE_SECONDS: &[f64] =
 const NETWORK_SECONDS: &[f64] = &[
     2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
 ];
+/// Labels of the requests that there are most of.
+const USUAL: [[&str; 3]; 3] = [
+    ["proxy", "protected", "allowed"],
+    ["proxy", "protected", "unauthenticated"],
+    ["proxy", "public", "public"],
+];
+/// Of answers; those without a class are broken ones.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
 const STEP_OFFSETS: &[f64] = &[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0];
+
+/// Those of a metric's children that are counted for every request, once they are: without a lock and a hash.
+type Once<M, const N: usize> = [OnceLock<M>; N];
+
+/// The realms that are label values, with their counters of accepted tokens.
+struct Realms {
+    listed: BTreeMap<String, OnceLock<IntCounter>>,
+    other: OnceLock<IntCounter>,
+}
+
+impl Realms {
+    fn new(listed: impl IntoIterator<Item = String>) -> Self {
+        let listed = listed.into_iter().map(|realm| (realm, OnceLock::new())).collect();
+        Self { listed, other: OnceLock::new() }
+    }
+
+    fn get<'a>(&'a self, realm: &'a str) -> (&'a str, &'a OnceLock<IntCounter>) {
+        self.listed.get(realm).map_or((OTHER_REALM, &self.other), |accepted| (realm, accepted))
+    }
+}
 
 /// The process's metrics; one per process, handed to whoever counts.
 pub struct Metrics {
     registry: Registry,
-    realms: ArcSwap<BTreeSet<String>>,
+    realms: ArcSwap<Realms>,
     requests: IntCounterVec,
+    usual_requests: Once<IntCounter, { USUAL.len() }>,
     verifications: IntCounterVec,
     /// Time from a request's head to the decision about it.
     pub gate_duration: Histogram,
     upstream_duration: HistogramVec,
+    upstream_classes: Once<Histogram, { CLASSES.len() }>,
     upstream_failures: IntCounterVec,
     /// Upstream addresses by group-wide health: `healthy`, `unhealthy`.
     pub upstream_backends: IntGaugeVec,
@@ -99,7 +131,7 @@ impl Metrics {
             r.gauges("build_info", "Always 1; the labels describe the build.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         let metrics = Self {
-            realms: ArcSwap::from_pointee(realms.into_iter().collect()),
+            realms: ArcSwap::from_pointee(Realms::new(realms)),
             requests: r.counters(
                 "requests_total",
                 "Requests answered, by listener, kind of route and outcome.",
@@ -110,6 +142,8 @@ impl Metrics {
                 "Tokens checked, by the claimed realm (only configured ones, else `other`) and result.",
                 &["realm", "reason"],
             ),
+            usual_requests: from_fn(|_| OnceLock::new()),
+            upstream_classes: from_fn(|_| OnceLock::new()),
             gate_duration: r.histogram(
                 "gate_duration_seconds",
                 "Time from a request's head, or another proxy's question, to the decision about it.",
@@ -257,7 +291,7 @@ impl Metrics {
 
     /// From now on `realms` are label values. What was counted under others stays.
     pub fn set_realms(&self, realms: impl IntoIterator<Item = String>) {
-        self.realms.store(Arc::new(realms.into_iter().collect()));
+        self.realms.store(Arc::new(Realms::new(realms)));
     }
 
     /// Notes that settings were read again, at `now`, and whether they are in force.
@@ -277,7 +311,12 @@ impl Metrics {
 
     /// Counts a request. All labels come from fixed sets.
     pub fn request(&self, listener: &str, route: &str, outcome: &str) {
-        self.requests.with_label_values(&[listener, route, outcome]).inc();
+        let labels = [listener, route, outcome];
+        let counter = || self.requests.with_label_values(&labels);
+        match USUAL.iter().position(|usual| *usual == labels) {
+            Some(usual) => self.usual_requests[usual].get_or_init(counter).inc(),
+            None => counter().inc(),
+        }
     }
 
     /// Counts an accepted token.
@@ -285,7 +324,9 @@ impl Metrics {
         if let Some(step) = step {
             self.step_offset.observe(f64::from(step.offset));
         }
-        self.verifications.with_label_values(&[self.realm_label(realm), "ok"]).inc();
+        let realms = self.realms.load();
+        let (label, accepted) = realms.get(realm);
+        accepted.get_or_init(|| self.verifications.with_label_values(&[label, "ok"])).inc();
     }
 
     /// Counts an accepted token of a seed that is being rotated out.
@@ -322,13 +363,11 @@ impl Metrics {
     /// Notes a finished upstream exchange by its status class.
     pub fn upstream(&self, status: u16, took: Duration) {
         let class = match status / 100 {
-            1 => "1xx",
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
+            class @ 1..=5 => usize::from(class) - 1,
+            _ => CLASSES.len() - 1,
         };
-        self.upstream_duration.with_label_values(&[class]).observe(took.as_secs_f64());
+        let histogram = || self.upstream_duration.with_label_values(&[CLASSES[class]]);
+        self.upstream_classes[class].get_or_init(histogram).observe(took.as_secs_f64());
     }
 
     /// Counts a failure of an upstream; `cause` from a fixed set.
@@ -380,7 +419,7 @@ impl Metrics {
     }
 
     fn realm_label<'a>(&self, realm: &'a str) -> &'a str {
-        if self.realms.load().contains(realm) { realm } else { OTHER_REALM }
+        if self.realms.load().listed.contains_key(realm) { realm } else { OTHER_REALM }
     }
 }
 
@@ -433,5 +472,58 @@ impl Declare<'_> {
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let opts = HistogramOpts::from(Self::opts(name, help)).buckets(buckets.to_vec());
         self.register(HistogramVec::new(opts, labels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(metrics: &Metrics, name: &str) -> Vec<String> {
+        let text = String::from_utf8(metrics.render()).unwrap();
+        text.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_counted_often_is_counted_as_all_else_and_there_only_then() {
+        let metrics = Metrics::new(["staff".to_owned()]);
+        for name in ["otpgate_requests", "otpgate_verifications", "otpgate_upstream_duration"] {
+            assert_eq!(lines(&metrics, name), [""; 0], "{name}");
+        }
+        for labels in USUAL.into_iter().chain([["api", "verify", "ok"], USUAL[0]]) {
+            let [listener, route, outcome] = labels;
+            metrics.request(listener, route, outcome);
+        }
+        let counts = lines(&metrics, "otpgate_requests");
+        let counts: Vec<_> = counts.iter().filter_map(|line| line.rsplit_once(' ')).collect();
+        assert_eq!(
+            counts.iter().map(|(_, count)| *count).collect::<Vec<_>>(),
+            ["1", "2", "1", "1"]
+        );
+
+        for realm in ["staff", "staff", "guests"] {
+            metrics.verified(realm, None);
+        }
+        metrics.set_realms(["guests".to_owned()]);
+        for realm in ["staff", "guests"] {
+            metrics.verified(realm, None);
+        }
+        assert_eq!(
+            lines(&metrics, "otpgate_verifications"),
+            ["guests", "other", "staff"].map(|realm| {
+                let count = if realm == "guests" { 1 } else { 2 };
+                format!(r#"otpgate_verifications_total{{realm="{realm}",reason="ok"}} {count}"#)
+            })
+        );
+
+        for status in [101, 200, 204, 304, 404, 500, 600] {
+            metrics.upstream(status, Duration::from_millis(1));
+        }
+        let counts = lines(&metrics, "otpgate_upstream_duration_seconds_count");
+        let counts: Vec<_> = counts.iter().filter_map(|line| line.split_once('"')).collect();
+        assert_eq!(
+            counts.iter().map(|(_, rest)| *rest).collect::<Vec<_>>(),
+            [r#"1xx"} 1"#, r#"2xx"} 2"#, r#"3xx"} 1"#, r#"4xx"} 1"#, r#"5xx"} 2"#]
+        );
     }
 }

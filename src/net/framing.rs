@@ -1,12 +1,13 @@
 //! Where a request's head and body end: in one reading, on every listener. pingora's parser takes more than
 //! that, as it may; a server in front or behind may then see other requests.
 
+use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName};
+use memchr::{memchr, memchr_iter};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
 
-use crate::credentials::spells;
+use crate::credentials::one_of_each;
 
 /// What servers may read differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,21 +35,33 @@ pub fn check_bytes(session: &ServerSession) -> Result<(), Unclear> {
 }
 
 fn check_raw_head(head: &[u8]) -> Result<(), Unclear> {
-    let mut lines = head.split_inclusive(|byte| *byte == b'\n');
-    if !lines.all(|line| line.ends_with(b"\r\n")) {
-        return Err(Unclear::LineEnd);
+    // Where the request line begins: blank lines may come before it.
+    let begin = head.len() - head.trim_ascii_start().len();
+    let (mut start, mut has_fragment, mut has_length, mut has_coding) = (0, false, false, false);
+    for end in memchr_iter(b'\n', head) {
+        if !head[..end].ends_with(b"\r") {
+            return Err(Unclear::LineEnd);
+        }
+        let line = &head[start..end];
+        if start > begin {
+            has_length |= is_named(line, b"content-length");
+            has_coding |= is_named(line, b"transfer-encoding");
+        } else {
+            has_fragment |= memchr(b'#', line).is_some();
+        }
+        start = end + 1;
     }
-    let mut lines = head.trim_ascii_start().split(|byte| *byte == b'\n');
-    if lines.next().is_some_and(|request_line| request_line.contains(&b'#')) {
-        return Err(Unclear::Fragment);
+    match () {
+        () if start < head.len() => Err(Unclear::LineEnd),
+        () if has_fragment => Err(Unclear::Fragment),
+        () if has_length && has_coding => Err(Unclear::Framing),
+        () => Ok(()),
     }
-    let (mut length, mut coding) = (false, false);
-    for line in lines {
-        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-        length |= name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str().as_bytes());
-        coding |= name.eq_ignore_ascii_case(TRANSFER_ENCODING.as_str().as_bytes());
-    }
-    if length && coding { Err(Unclear::Framing) } else { Ok(()) }
+}
+
+/// Whether a line of a head is a header of that name.
+fn is_named(line: &[u8], name: &[u8]) -> bool {
+    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
 }
 
 /// The length of the body, if the head names one. `Transfer-Encoding` is exactly `chunked`,
@@ -58,21 +71,13 @@ fn check_raw_head(head: &[u8]) -> Result<(), Unclear> {
 /// # Errors
 /// If the framing has more than one reading.
 pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Unclear> {
-    let is_alias = |name: &HeaderName| {
-        [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|exact| name != exact && spells(name, exact))
-    };
-    if headers.keys().any(is_alias) {
+    let found = one_of_each(headers, [&CONTENT_LENGTH, &TRANSFER_ENCODING]);
+    let [length, coding] = found.map_err(|_| Unclear::Framing)?;
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Unclear::Framing);
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-    {
-        return Err(Unclear::Framing);
-    }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else { return Ok(None) };
-    if lengths.next().is_some() || !length.as_bytes().iter().all(u8::is_ascii_digit) {
+    let Some(length) = length else { return Ok(None) };
+    if !length.as_bytes().iter().all(u8::is_ascii_digit) {
         return Err(Unclear::Framing);
     }
     let number = length.to_str().ok().and_then(|text| text.parse().ok());
@@ -82,6 +87,7 @@ pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Unclear> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn framing_has_one_reading() {
@@ -127,6 +133,36 @@ mod tests {
             ),
         ] {
             assert_eq!(check_raw_head(head.as_bytes()), expected, "{head:?}");
+        }
+    }
+
+    /// Line by line.
+    fn look_at_lines(head: &[u8]) -> Result<(), Unclear> {
+        let mut lines = head.split_inclusive(|byte| *byte == b'\n');
+        if !lines.all(|line| line.ends_with(b"\r\n")) {
+            return Err(Unclear::LineEnd);
+        }
+        let mut lines = head.trim_ascii_start().split(|byte| *byte == b'\n');
+        if lines.next().is_some_and(|request_line| request_line.contains(&b'#')) {
+            return Err(Unclear::Fragment);
+        }
+        let (mut length, mut coding) = (false, false);
+        for line in lines {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            length |= name.eq_ignore_ascii_case(b"content-length");
+            coding |= name.eq_ignore_ascii_case(b"transfer-encoding");
+        }
+        if length && coding { Err(Unclear::Framing) } else { Ok(()) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn one_pass_sees_what_each_line_shows(
+            head in "(\r\n|\r\n|\r\n|\n|\r| |#|:|GET /|Content-Length|content-length:|transfer-Encoding:|Transfer-Encoding: chunked\r\n|Content-Length: 1\r\n){0,8}(\r\n|)",
+        ) {
+            prop_assert_eq!(check_raw_head(head.as_bytes()), look_at_lines(head.as_bytes()));
         }
     }
 }
