@@ -30,9 +30,12 @@ pub fn fold(name: &HeaderName) -> String {
 /// Whether a server may read `name` as `protected`.
 #[must_use]
 pub fn spells(name: &HeaderName, protected: &HeaderName) -> bool {
-    let (name, protected) = (name.as_str(), protected.as_str());
-    name.len() == protected.len()
-        && name.bytes().zip(protected.bytes()).all(|(a, b)| folded(a) == folded(b))
+    reads_as(name.as_str(), protected.as_str())
+}
+
+fn reads_as(name: &str, protected: &str) -> bool {
+    let mut bytes = name.bytes().zip(protected.bytes());
+    name.len() == protected.len() && bytes.all(|(a, b)| a == b || folded(a) == folded(b))
 }
 
 /// The one value of each of `names`, `None` for those that are not there.
@@ -44,16 +47,51 @@ pub fn one_of_each<'a, const N: usize>(
     names: [&HeaderName; N],
 ) -> Result<[Option<&'a HeaderValue>; N], Ambiguous> {
     let mut found = [None; N];
+    let names = names.map(HeaderName::as_str);
     for (name, value) in headers {
+        let name = name.as_str();
         for (wanted, found) in names.iter().zip(&mut found) {
             if name == *wanted {
                 if found.replace(value).is_some() {
                     return Err(Ambiguous::Duplicate);
                 }
-            } else if spells(name, wanted) {
+            } else if reads_as(name, wanted) {
                 return Err(Ambiguous::Alias);
             }
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Name by name: all headers that a server may take for it are one, in the right spelling.
+        #[test]
+        fn one_of_each_is_what_is_found_name_by_name(
+            present in proptest::collection::vec("(x[-_.]a|x[-_.]ab|X-A|content-length|x-c|host)", 0..6),
+        ) {
+            let wanted = ["x-a", "x-ab", "content-length"].map(|name| name.parse().unwrap());
+            let headers: HeaderMap = present
+                .iter()
+                .enumerate()
+                .map(|(i, name)| (name.to_ascii_lowercase().parse().unwrap(), HeaderValue::from(i)))
+                .collect();
+            let alone = |wanted: &HeaderName| {
+                let all: Vec<_> = headers.iter().filter(|(name, _)| spells(name, wanted)).collect();
+                match all[..] {
+                    [] => Some(None),
+                    [(name, value)] if name == wanted => Some(Some(value)),
+                    _ => None,
+                }
+            };
+            let found = one_of_each(&headers, wanted.each_ref());
+            let each = wanted.each_ref().map(alone);
+            let expected = each.iter().copied().collect::<Option<Vec<_>>>();
+            prop_assert_eq!(found.ok().map(Vec::from), expected);
+        }
+    }
 }
