@@ -16,7 +16,7 @@ use tracing::error;
 use crate::clock::{Moment, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
-use crate::otp::{Generator, Reuse, TokenParams};
+use crate::otp::{Checker, Reuse, TokenParams};
 use crate::store::digest::{Digest, NamePrint, contents_of};
 use crate::store::{Position, Row, Scope, Store, Version};
 
@@ -95,7 +95,7 @@ pub struct Credential {
     /// The entry's number.
     pub id: EntryId,
     /// Its seed, ready to check tokens.
-    pub generator: Generator,
+    pub checker: Checker,
     /// Which of the entry's seeds that is.
     pub serial: u32,
     /// The seed before it, while it is accepted.
@@ -110,7 +110,7 @@ pub struct Credential {
 #[derive(Debug)]
 pub struct PreviousSeed {
     /// Checks its tokens.
-    pub generator: Generator,
+    pub checker: Checker,
     /// Which of the entry's seeds that is.
     pub serial: u32,
     /// From when on it proves nobody.
@@ -176,14 +176,14 @@ impl Credential {
         let params = rules.params_of(entry);
         let previous = entry.previous.as_ref().map(|previous| {
             Box::new(PreviousSeed {
-                generator: Generator::new(&previous.seed, params),
+                checker: Checker::new(&previous.seed, params),
                 serial: previous.serial,
                 until: previous.until,
             })
         });
         Self {
             id: entry.id,
-            generator: Generator::new(&entry.seed, params),
+            checker: Checker::new(&entry.seed, params),
             serial: entry.serial,
             previous,
             enabled: entry.enabled,

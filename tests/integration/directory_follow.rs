@@ -9,7 +9,7 @@ use otpgate::directory::follower::Follower;
 use otpgate::directory::{Credential, Directory, Hold, TokenRules, Unavailable};
 use otpgate::entry::{Entry, EntryId, Principal};
 use otpgate::metrics::Metrics;
-use otpgate::otp::{Generator, TokenParams};
+use otpgate::otp::{Checker, Generator, TokenParams};
 use otpgate::store::Store;
 use tokio::task::JoinHandle;
 
@@ -61,8 +61,8 @@ impl Gate {
 
     pub(crate) async fn find(&self, who: &Principal) -> Result<Option<Seen>, Unavailable> {
         let read = |found: Option<&Credential>| {
-            let token = |g: &Generator| g.token_at(1_000_000);
-            found.map(|c| (c.id, c.enabled, c.expires_at, token(&c.generator)))
+            let token = |c: &Checker| c.token_at(1_000_000).expose().to_owned();
+            found.map(|c| (c.id, c.enabled, c.expires_at, token(&c.checker)))
         };
         self.directory.look_up(who.into(), self.clock.now(), read).await
     }
