@@ -13,10 +13,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tracing::error;
 
+use crate::checker::Checker;
 use crate::clock::{Moment, UnixTime};
 use crate::entry::{Entry, EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
-use crate::otp::{Checker, Reuse, TokenParams};
+use crate::otp::{Reuse, TokenParams};
 use crate::store::digest::{Digest, NamePrint, contents_of};
 use crate::store::{Position, Row, Scope, Store, Version};
 
@@ -440,10 +441,10 @@ impl Directory {
     }
 
     /// Takes an entry of a full load in.
-    fn load(&self, row: Row) {
+    fn load(&self, row: &Row) {
         if let Entries::All(all) = &self.entries {
-            let slot = self.opener.open(&row, &self.rules.load());
-            all.set(row.principal, slot);
+            let slot = self.opener.open(row, &self.rules.load());
+            all.set(&row.principal, slot);
         }
     }
 
@@ -456,13 +457,13 @@ impl Directory {
 
     /// Applies a change; `None`: the entry was deleted. Tells whether the right token of `principal` is
     /// accepted from now on, its end aside: that comes without a change.
-    fn change(&self, principal: Principal, row: Option<&Row>) -> bool {
+    fn change(&self, principal: &Principal, row: Option<&Row>) -> bool {
         let slot = row.map(|row| self.opener.open(row, &self.rules.load()));
         let accepted = slot.as_ref().is_some_and(Slot::accepts);
         match (&self.entries, slot) {
             (Entries::All(all), Some(slot)) => all.set(principal, slot),
-            (Entries::All(all), None) => all.remove(&principal),
-            (Entries::Indexed(indexed), slot) => indexed.change(&principal, slot),
+            (Entries::All(all), None) => all.remove(principal),
+            (Entries::Indexed(indexed), slot) => indexed.change(principal, slot),
         }
         accepted
     }

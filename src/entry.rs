@@ -182,6 +182,12 @@ impl<'a> PrincipalRef<'a> {
         Ok(Self { realm: check_label(realm)?, name: check_label(name)? })
     }
 
+    /// Of parts that were checked before.
+    #[cfg(feature = "server")]
+    pub(crate) fn of_checked(realm: &'a str, name: &'a str) -> Self {
+        Self { realm, name }
+    }
+
     /// The realm.
     #[must_use]
     pub fn realm(&self) -> &'a str {

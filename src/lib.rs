@@ -14,6 +14,7 @@
 //!   Look-ups never touch the network.
 //! - [`remote`] asks another server, where this process has no store and no seeds.
 //! - [`verifier`] turns (claim, time) into a [`verifier::Permit`] or a [`verifier::Denied`].
+//! - [`checker`] checks one token of one seed, for the verifier.
 //! - [`throttle`] says who has failed too often to be looked at, for the verifier.
 //! - [`policy`] says which principals may pass which route.
 //! - [`decision`] asks both about a request.
@@ -35,6 +36,8 @@
 pub mod api;
 #[cfg(feature = "server")]
 pub mod audit;
+#[cfg(feature = "server")]
+pub mod checker;
 #[cfg(feature = "server")]
 pub mod cli;
 pub mod client;

@@ -1,5 +1,5 @@
 //! RFC 6238: no I/O, no clock. Tokens are made by totp-rs; the gate checks them with seeds that are keyed once
-//! ([`Checker`]).
+//! (`checker`).
 
 use std::num::NonZeroU32;
 
@@ -8,12 +8,6 @@ use zeroize::Zeroize;
 
 use crate::clock::UnixTime;
 use crate::entry::{Algorithm, DIGITS, Seed};
-
-#[cfg(feature = "server")]
-mod checker;
-
-#[cfg(feature = "server")]
-pub use checker::Checker;
 
 /// How tokens are made: the same on both sides, or nothing verifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +82,15 @@ impl Token {
         Some(Self { digits, len: bytes.len() })
     }
 
+    /// How many digits.
+    #[cfg(feature = "server")]
+    pub(crate) fn length(&self) -> usize {
+        self.len
+    }
+
     /// The digits as a number, without looking at what they are.
     #[cfg(feature = "server")]
-    fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         let digits = &self.digits[..self.len];
         digits.iter().fold(0, |number, digit| 10 * number + u32::from(*digit - b'0'))
     }
@@ -119,7 +119,7 @@ pub struct MatchedStep {
 
 #[cfg(feature = "server")]
 impl MatchedStep {
-    fn of(counter: u64, current: u64) -> Self {
+    pub(crate) fn of(counter: u64, current: u64) -> Self {
         let offset = counter.wrapping_sub(current).cast_signed();
         Self { counter, offset: i32::try_from(offset).unwrap_or(0) }
     }
@@ -127,7 +127,7 @@ impl MatchedStep {
 
 impl TokenParams {
     /// Never more or fewer than RFC 4226 allows.
-    fn digits_in_bounds(self) -> u8 {
+    pub(crate) fn digits_in_bounds(self) -> u8 {
         self.digits.clamp(*DIGITS.start(), *DIGITS.end())
     }
 

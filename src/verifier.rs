@@ -9,11 +9,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::error;
 
+use crate::checker::Checker;
 use crate::clock::Moment;
 use crate::directory::{self, Credential, Directory, RealmRules, TokenRules};
 use crate::entry::{EntryId, Principal, PrincipalRef, Seed};
 use crate::metrics::Metrics;
-use crate::otp::{Checker, MatchedStep, Reuse, Token};
+use crate::otp::{MatchedStep, Reuse, Token};
 use crate::remote::{Question, Remote, Trouble};
 use crate::store::{Spending, Store};
 use crate::throttle::{Source, Throttle, Throttled};

@@ -153,7 +153,7 @@ impl Follower {
         let directory = self.directory.clone();
         directory.begin_load();
         let position = match directory.holds_all() {
-            true => feed.load(&mut |row| directory.load(row)).await?,
+            true => feed.load(&mut |row| directory.load(&row)).await?,
             false => feed.load_names(&mut |key| directory.load_name(key)).await?,
         };
         directory.raise(&position);
@@ -207,7 +207,7 @@ impl Follower {
         }
         for (principal, row) in rows {
             let before = self.directory.accepts(&principal);
-            let after = self.directory.change(principal.clone(), row.as_ref());
+            let after = self.directory.change(&principal, row.as_ref());
             // What is not known to have been refused before counts as accepted.
             if each && before.unwrap_or(true) != after {
                 note_turn(&principal, after);

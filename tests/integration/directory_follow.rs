@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use otpgate::checker::Checker;
 use otpgate::clock::{Clock, ManualClock, SystemClock};
 use otpgate::directory::follower::Follower;
 use otpgate::directory::{Credential, Directory, Hold, TokenRules, Unavailable};
 use otpgate::entry::{Entry, EntryId, Principal};
 use otpgate::metrics::Metrics;
-use otpgate::otp::{Checker, Generator, TokenParams};
+use otpgate::otp::{Generator, TokenParams};
 use otpgate::store::Store;
 use tokio::task::JoinHandle;
 

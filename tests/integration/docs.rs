@@ -225,7 +225,6 @@ fn the_client_needs_nothing_of_the_gate() {
         "rustls",
         "serde",
         "serde_json",
-        "subtle",
         "thiserror",
         "totp-rs",
         "zeroize",

@@ -7,7 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["clock", "secret", "credentials", "hardening"],
     &["entry"],
     &["seal", "otp", "audit"],
-    &["client"],
+    &["client", "checker"],
     &["store", "enrolment"],
     &["policy"],
     &["metrics"],

@@ -182,6 +182,9 @@ impl Watcher {
             .map_err(store_error)?;
         let position = tail(&tx, &self.db.phase)?;
         rows::all(&tx, blobs, |group| groups.blocking_send(group).is_ok())?;
+        drop(tx);
+        // It would keep the pages that it has read, which nobody reads again.
+        self.db.conn.execute_batch("PRAGMA shrink_memory").map_err(store_error)?;
         Ok(position)
     }
 }

@@ -14,9 +14,9 @@ use sha2::{Sha256, Sha512};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use zeroize::Zeroize as _;
 
-use super::{MatchedStep, Token, TokenParams};
 use crate::clock::UnixTime;
 use crate::entry::{Algorithm, Seed};
+use crate::otp::{MatchedStep, Token, TokenParams};
 
 /// Bits of a token's number; the counter has the others.
 const NUMBER_BITS: u32 = 27;
@@ -39,7 +39,7 @@ enum Keyed {
 }
 
 impl Checker {
-    /// As [`Generator::new`](super::Generator::new).
+    /// As [`Generator::new`](crate::otp::Generator::new).
     #[must_use]
     pub fn new(seed: &Seed, params: TokenParams) -> Self {
         let key = seed.bytes();
@@ -111,7 +111,7 @@ impl Checker {
 
     /// Numbers of other lengths may be equal.
     fn is_as_long(&self, token: &Token) -> Choice {
-        token.len.ct_eq(&usize::from(self.digits))
+        token.length().ct_eq(&usize::from(self.digits))
     }
 
     /// The token of a step, as a number.
