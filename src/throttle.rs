@@ -11,7 +11,8 @@
 //! back, and what other gates counted there closes the buckets here. While the store is away, or where
 //! there is none, every gate counts for itself.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher as _, RandomState};
+use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use tracing::debug;
 use crate::audit::Event;
 use crate::clock::{Clock, Moment};
 use crate::config::ThrottleConfig;
-use crate::entry::{EntryId, PrincipalRef};
+use crate::entry::{EntryId, Principal, PrincipalRef};
 use crate::metrics::Metrics;
 use crate::net::source_of;
 use crate::store::{Failure, LEDGER_PATIENCE, MAX_LEDGER_BATCH, Quota, Store};
@@ -152,12 +153,32 @@ struct Keys {
     source: u64,
 }
 
+/// An attempt whose token may be looked at: what it shows is told with it.
+#[must_use]
+#[derive(Clone, Copy)]
+pub struct Admitted<'a> {
+    who: PrincipalRef<'a>,
+    source: Source,
+    /// `None`: nothing is counted.
+    keys: Option<Keys>,
+    /// Since the throttle's origin.
+    at: Duration,
+}
+
 /// What the store is told, behind the request's back.
-enum Report {
-    /// A token of an existing name was refused.
-    Failed { keys: Keys, pair: String, name: Option<String> },
+struct Report {
+    keys: Keys,
+    who: Principal,
+    source: Source,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// A token was refused. What known sources do counts against themselves alone.
+    Failed { is_known: bool },
     /// A name proved itself.
-    Succeeded(String),
+    Succeeded,
 }
 
 /// Counts failed attempts and says who has to wait.
@@ -183,6 +204,8 @@ pub struct Throttle {
     /// Levels of what failures of known sources count in, by name and source.
     lapses: Table,
     recalls: Semaphore,
+    /// Held while the store is told: who stops waits for what is under way.
+    telling: tokio::sync::Mutex<()>,
     /// For the store, in the order that they came.
     waiting: Mutex<Vec<Report>>,
 }
@@ -210,6 +233,7 @@ impl Throttle {
             newcomers: Table::new(),
             lapses: Table::new(),
             recalls: Semaphore::new(RECALLS),
+            telling: tokio::sync::Mutex::default(),
             waiting: Mutex::default(),
         }
     }
@@ -228,19 +252,19 @@ impl Throttle {
     ///
     /// # Errors
     /// If not, until when.
-    pub async fn check(
+    pub async fn check<'a>(
         &self,
-        who: PrincipalRef<'_>,
+        who: PrincipalRef<'a>,
         source: Source,
         now: Moment,
-    ) -> Result<(), Throttled> {
-        let config = self.config();
+    ) -> Result<Admitted<'a>, Throttled> {
+        let (config, at) = (self.config(), self.since_origin(now));
         if !config.enabled {
-            return Ok(());
+            return Ok(Admitted { who, source, keys: None, at });
         }
-        let (keys, at) = (self.keys(who, source), self.since_origin(now));
+        let keys = self.keys(who, source);
         let closed = |table: &Table, key, quota: Quota, by| {
-            let retry_after = quota.closed_for(table.get(key), at);
+            let retry_after = quota.closed_for(table.get(key, at), at);
             (!retry_after.is_zero()).then_some(Throttled { retry_after, by })
         };
         let name = closed(&self.names, keys.name, config.per_entry, Scope::Entry);
@@ -253,7 +277,7 @@ impl Throttle {
         // Last: what failed while the store was asked has been counted.
         let own = closed(&self.pairs, keys.pair, config.per_source, Scope::Source);
         match own.into_iter().chain(shared).max_by_key(|t| t.retry_after) {
-            None => Ok(()),
+            None => Ok(Admitted { who, source, keys: Some(keys), at }),
             Some(throttled) => {
                 self.metrics.throttled(throttled.by.as_str());
                 Err(throttled)
@@ -262,12 +286,9 @@ impl Throttle {
     }
 
     /// Counts a refused token. `id` is that of the entry, if there is one.
-    pub fn failed(&self, who: PrincipalRef<'_>, source: Source, id: Option<EntryId>, now: Moment) {
+    pub fn failed(&self, attempt: Admitted<'_>, id: Option<EntryId>) {
+        let Admitted { who, source, keys: Some(keys), at } = attempt else { return };
         let config = self.config();
-        if !config.enabled {
-            return;
-        }
-        let (keys, at) = (self.keys(who, source), self.since_origin(now));
         let fail = |table: &Table, key, quota: Quota| {
             let level = table.update(key, |level| quota.after_failure(level, at));
             !quota.closed_for(level, at).is_zero()
@@ -275,7 +296,7 @@ impl Throttle {
         let closed = |scope, is: bool| is.then(|| log_closed(scope, who, source, id));
         closed(Scope::Source, fail(&self.pairs, keys.pair, config.per_source));
         // A source that is known under this name is held by its own bucket alone.
-        let is_known = self.successes.get(keys.pair) > at && !self.has_lapsed(keys, at);
+        let is_known = !self.successes.get(keys.pair, at).is_zero() && !self.has_lapsed(keys, at);
         if is_known {
             self.lapses.update(keys.pair, |level| LAPSES.after_failure(level, at));
         } else {
@@ -285,31 +306,27 @@ impl Throttle {
             }
         }
         // Made for unknown names too: that is the work that could be noticed.
-        let name = (!is_known).then(|| stored_key('n', who, None));
-        let pair = stored_key('p', who, Some(source));
+        let what = What::Failed { is_known };
+        let report = black_box(Report { keys, who: who.to_owned(), source, what });
         if id.is_some() {
-            self.report(Report::Failed { keys, pair, name });
+            self.report(report);
         }
     }
 
-    /// Notes that `who` proved itself.
-    pub fn succeeded(&self, who: PrincipalRef<'_>, source: Source, now: Moment) {
-        let config = self.config();
-        if !config.enabled {
-            return;
-        }
-        let (keys, at) = (self.keys(who, source), self.since_origin(now));
-        if !self.lapses.get(keys.pair).is_zero() {
+    /// Notes that an attempt was proven.
+    pub fn succeeded(&self, attempt: Admitted<'_>) {
+        let Admitted { who, source, keys: Some(keys), at } = attempt else { return };
+        if !self.lapses.get(keys.pair, at).is_zero() {
             self.lapses.set(keys.pair, Duration::ZERO);
         }
-        let keep = config.remember_success;
+        let keep = self.config().remember_success;
         let fresh = at + keep.saturating_sub(REFRESH.min(keep / 4));
-        let until = self.successes.get(keys.pair);
-        if until >= fresh || (until <= at && !self.admit(keys, at)) {
+        let until = self.successes.get(keys.pair, at);
+        if until >= fresh || (until.is_zero() && !self.admit(keys, at)) {
             return;
         }
         self.successes.set(keys.pair, at + keep);
-        self.report(Report::Succeeded(stored_key('s', who, Some(source))));
+        self.report(Report { keys, who: who.to_owned(), source, what: What::Succeeded });
     }
 
     /// Tells the store what happens here and learns what happened elsewhere. Never ends.
@@ -330,6 +347,7 @@ impl Throttle {
 
     /// Tells the store what it has not been told yet.
     pub async fn flush(&self, now: Moment) {
+        let _telling = self.telling.lock().await;
         let mut waiting = std::mem::take(&mut *self.waiting());
         while !waiting.is_empty() {
             // Each may be a failure in two buckets.
@@ -380,15 +398,15 @@ impl Throttle {
 
     /// Whether the source is known, if that need not be asked.
     fn recollection(&self, keys: Keys, at: Duration) -> Option<bool> {
-        if self.successes.get(keys.pair) > at {
+        if !self.successes.get(keys.pair, at).is_zero() {
             return Some(true);
         }
-        (self.strangers.get(keys.pair) > at).then_some(false)
+        (!self.strangers.get(keys.pair, at).is_zero()).then_some(false)
     }
 
     /// Whether a known source has failed too often since it proved itself.
     fn has_lapsed(&self, keys: Keys, at: Duration) -> bool {
-        !LAPSES.closed_for(self.lapses.get(keys.pair), at).is_zero()
+        !LAPSES.closed_for(self.lapses.get(keys.pair, at), at).is_zero()
     }
 
     /// Whether one more source may become known under that name; counts it if so.
@@ -424,19 +442,19 @@ impl Throttle {
         let Some(store) = &self.store else { return true };
         let (config, reports) = (self.config(), batch.len() as u64);
         let (mut failures, mut places, mut successes) = (Vec::new(), Vec::new(), Vec::new());
-        for report in batch {
-            match report {
-                Report::Succeeded(key) => successes.push(key),
-                Report::Failed { keys, pair, name } => {
-                    let quota = config.per_source;
-                    failures.push(Failure { bucket: pair, quota });
-                    places.push((&self.pairs, keys.pair, quota));
-                    if let Some(name) = name {
-                        let quota = config.per_entry;
-                        failures.push(Failure { bucket: name, quota });
-                        places.push((&self.names, keys.name, quota));
-                    }
-                }
+        for Report { keys, who, source, what } in batch {
+            let who = (&who).into();
+            let What::Failed { is_known } = what else {
+                successes.push(stored_key('s', who, Some(source)));
+                continue;
+            };
+            let quota = config.per_source;
+            failures.push(Failure { bucket: stored_key('p', who, Some(source)), quota });
+            places.push((&self.pairs, keys.pair, quota));
+            if !is_known {
+                let quota = config.per_entry;
+                failures.push(Failure { bucket: stored_key('n', who, None), quota });
+                places.push((&self.names, keys.name, quota));
             }
         }
         let told = async {
@@ -483,17 +501,8 @@ impl Throttle {
     }
 
     fn keys(&self, who: PrincipalRef<'_>, source: Source) -> Keys {
-        let hash = |what: &dyn Fn(&mut _)| {
-            use std::hash::Hasher as _;
-            let mut hasher = self.hasher.build_hasher();
-            what(&mut hasher);
-            hasher.finish()
-        };
-        Keys {
-            pair: hash(&|h| (who, source).hash(h)),
-            name: hash(&|h| who.hash(h)),
-            source: hash(&|h| source.hash(h)),
-        }
+        let [name, source] = [self.hasher.hash_one(who), self.hasher.hash_one(source)];
+        Keys { pair: self.hasher.hash_one((name, source)), name, source }
     }
 
     fn since_origin(&self, now: Moment) -> Duration {

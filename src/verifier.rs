@@ -37,6 +37,12 @@ impl Permit {
         &self.principal
     }
 
+    /// As [`Self::principal`].
+    #[must_use]
+    pub fn into_principal(self) -> Principal {
+        self.principal
+    }
+
     /// The number of its entry; `None`: a remote server has it.
     #[must_use]
     pub fn id(&self) -> Option<EntryId> {
@@ -313,7 +319,7 @@ impl Verifier {
 
     async fn prove(&self, attempt: Attempt<'_>, now: Moment) -> Result<Proof, Refusal> {
         let Attempt { who, source, .. } = attempt;
-        self.throttle.check(who, source, now).await.map_err(Refusal::Throttled)?;
+        let admitted = self.throttle.check(who, source, now).await.map_err(Refusal::Throttled)?;
         let (id, checked) = match &self.basis {
             Basis::Entries(entries) => entries.look_up(attempt, now).await?,
             // Its future is large.
@@ -322,11 +328,11 @@ impl Verifier {
         match checked {
             Ok(proof) => {
                 self.spend(attempt, &proof, now).await?;
-                self.throttle.succeeded(who, source, now);
+                self.throttle.succeeded(admitted);
                 Ok(proof)
             }
             Err(denied) => {
-                self.throttle.failed(who, source, id, now);
+                self.throttle.failed(admitted, id);
                 Err(Refusal::Denied(denied))
             }
         }

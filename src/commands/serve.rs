@@ -430,8 +430,9 @@ impl Server {
         self.front.shutdown().await;
         self.closing_ops.send_replace(true);
         self.closing_back.send_replace(true);
-        self.back.shutdown().await;
+        // Before the task that does so else is cut off in the midst of it.
         self.throttle.flush(self.clock.now()).await;
+        self.back.shutdown().await;
     }
 }
 

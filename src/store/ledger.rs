@@ -54,6 +54,10 @@ impl Quota {
     /// How long a bucket at `level` stays closed from `now` on; zero: it is open.
     #[must_use]
     pub fn closed_for(&self, level: Duration, now: Duration) -> Duration {
+        if level <= now {
+            // Almost always so, and dividing takes time.
+            return Duration::ZERO;
+        }
         level.saturating_sub(now + self.room())
     }
 
