@@ -9,9 +9,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{MethodRouter, any};
 use http::{Method, StatusCode, header, request};
 use serde_json::json;
 
@@ -128,31 +127,32 @@ impl Api {
     /// The routes.
     pub fn router(self) -> Router {
         let api = Arc::new(self);
-        let mut router = Router::new().route("/openapi.json", any(openapi)).fallback(not_found);
-        let check = |State(api): State<Arc<Self>>, request: Request| async move {
-            api.check(request).await
-        };
-        router = router.route(authz::grpc::CHECK, any(check));
+        let nothing = inside(None, |_, _| async { ApiError::NotFound.into_response() });
+        let mut router = Router::new()
+            .route("/openapi.json", inside(None, |_, request| async move { openapi(&request) }))
+            .route(authz::grpc::CHECK, any(call))
+            .fallback_service(nothing.with_state(api.clone()));
         for (path, resource) in ROUTES {
-            let serve = move |State(api): State<Arc<Self>>, request: Request| async move {
-                api.serve(resource, request).await
+            let serve = move || {
+                inside(Some(resource), move |api, request| async move {
+                    api.serve(resource, request).await
+                })
             };
             let bare = path.trim_end_matches('/');
             if !bare.is_empty() {
-                router = router.route(bare, any(serve));
+                router = router.route(bare, serve());
             }
-            router = router.route(&format!("{bare}/"), any(serve));
+            router = router.route(&format!("{bare}/"), serve());
         }
         for (path, dialect) in DECISIONS {
-            let authorize = move |State(api): State<Arc<Self>>, request: Request| async move {
-                api.authorize(dialect, request).await
-            };
-            router = router.route(path, any(authorize));
+            let authorize =
+                inside(
+                    None,
+                    move |api, request| async move { api.authorize(dialect, request).await },
+                );
+            router = router.route(path, authorize);
         }
-        router
-            .layer(from_fn_with_state(api.clone(), edge::edge))
-            .layer(from_fn(authz::grpc::pack))
-            .with_state(api)
+        router.with_state(api)
     }
 
     async fn serve(&self, resource: Resource, request: Request) -> Response {
@@ -215,6 +215,24 @@ impl Api {
     }
 }
 
+/// A route whose requests pass the edge on their way in and out. Middleware would do the same for all routes,
+/// at the price of several allocations for each request.
+fn inside<F, R>(resource: Option<Resource>, handle: F) -> MethodRouter<Arc<Api>>
+where
+    F: Fn(Arc<Api>, Request) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response> + Send + 'static,
+{
+    any(move |State(api): State<Arc<Api>>, request: Request| {
+        edge::edge(api, resource, request, handle)
+    })
+}
+
+/// Answers calls in gRPC.
+async fn call(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let check = |api: Arc<Api>, request| async move { api.check(request).await };
+    authz::grpc::pack(request, |request| edge::edge(api, None, request, check)).await
+}
+
 /// A request whose caller is proven.
 struct Call<'a> {
     head: &'a request::Parts,
@@ -252,17 +270,14 @@ fn root(head: &request::Parts) -> Response {
     json_response(StatusCode::OK, &json!({ "ungleichotp": format!("{base}/ungleichotp/") }))
 }
 
-async fn openapi(method: Method) -> Response {
+fn openapi(request: &Request) -> Response {
     let note = Note { action: "openapi", ..Note::default() };
-    let mut response = if method == Method::GET || method == Method::HEAD {
-        ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
-    } else {
-        ApiError::Method(method, "GET, HEAD").into_response()
+    let mut response = match *request.method() {
+        Method::GET | Method::HEAD => {
+            ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+        }
+        ref method => ApiError::Method(method.clone(), "GET, HEAD").into_response(),
     };
     response.extensions_mut().insert(note);
     response
-}
-
-async fn not_found() -> ApiError {
-    ApiError::NotFound
 }

@@ -12,7 +12,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use otpgate::api::Api;
 use otpgate::clock::{Clock as _, ManualClock, Moment};
-use otpgate::config::{HeaderNames, ThrottleConfig};
+use otpgate::config::{ApiConfig, HeaderNames, ThrottleConfig, TrustedPeer};
 use otpgate::credentials::one_of_each;
 use otpgate::decision::{Asked, Decider, Head, MethodName, Passage};
 use otpgate::directory::{Directory, Hold};
@@ -35,7 +35,7 @@ use crate::filled::{Gate, entry, fill};
 pub(crate) type Run = fn(&Rig, usize);
 
 /// What is measured.
-pub(crate) const HOT: [(&str, Run); 11] = [
+pub(crate) const HOT: [(&str, Run); 12] = [
     ("a right token", Rig::right_token),
     ("a wrong token", Rig::wrong_token),
     ("an unknown name", Rig::unknown_name),
@@ -47,6 +47,7 @@ pub(crate) const HOT: [(&str, Run); 11] = [
     ("look-up of a name", Rig::look_up),
     ("a decision: head, route, token", Rig::decision),
     ("`/verify`, two tokens, without sockets", Rig::verify_call),
+    ("`/authz/auth-request`, without sockets", Rig::auth_request),
 ];
 
 /// Entries of the store, besides the service that asks about them.
@@ -120,8 +121,9 @@ impl Rig {
             metrics: metrics.clone(),
             realms: config.realms,
             decider: Decider::new(verifier.clone(), names.clone()),
-            policy: Arc::new(Policy::new(Vec::new())),
-            config: config.api,
+            policy: Arc::new(policy(ROUTES[0])),
+            // Who asks without a connection asks on a Unix socket.
+            config: ApiConfig { trusted_proxies: vec![TrustedPeer::Unix], ..config.api },
         };
         let callers = entries.iter().take(CALLERS).map(|entry| Caller::new(entry, &service));
         Self {
@@ -251,6 +253,27 @@ impl Rig {
             .header("content-type", "application/json")
             .body(Body::from(self.caller(number).question.clone()))
             .expect("a request");
+        self.call(request);
+    }
+
+    /// As nginx asks.
+    fn auth_request(&self, number: usize) {
+        let caller = self.caller(number);
+        let mut request = Request::get("/authz/auth-request")
+            .header("host", "otpgate")
+            .header("x-original-method", "GET")
+            .header("x-original-uri", &caller.target)
+            .header("x-forwarded-host", "gate.example")
+            .header("x-forwarded-for", "127.0.0.1")
+            .body(Body::empty())
+            .expect("a request");
+        for (name, value) in &caller.headers {
+            request.headers_mut().insert(name, value.clone());
+        }
+        self.call(request);
+    }
+
+    fn call(&self, request: Request<Body>) {
         let answered = self.runtime.block_on(self.router.clone().oneshot(request));
         let Ok(response) = answered;
         assert_eq!(response.status(), StatusCode::OK);

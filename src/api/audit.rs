@@ -3,10 +3,10 @@
 
 use std::net::IpAddr;
 
-use axum::extract::{MatchedPath, Request};
+use http::Method;
 
 use super::edge::{Note, RequestId};
-use super::{ROUTES, Resource, action};
+use super::{Resource, action};
 use crate::audit::Event;
 use crate::entry::{EntryId, Principal};
 
@@ -26,13 +26,10 @@ pub(super) struct Subject {
 }
 
 /// The word for what a request would do, if that is management.
-pub(super) fn management(request: &Request) -> Option<&'static str> {
-    let path = request.extensions().get::<MatchedPath>()?.as_str().trim_end_matches('/');
-    let is_it = |(route, _): &&(&str, Resource)| route.trim_end_matches('/') == path;
-    let (_, resource) = ROUTES.iter().find(is_it)?;
-    let manages = !matches!(resource, Resource::Root | Resource::Verify)
-        && request.method() != http::Method::OPTIONS;
-    manages.then(|| action(*resource, request.method()))
+pub(super) fn management(resource: Resource, method: &Method) -> Option<&'static str> {
+    let manages =
+        !matches!(resource, Resource::Root | Resource::Verify) && method != Method::OPTIONS;
+    manages.then(|| action(resource, method))
 }
 
 /// Writes the event of a request. `answered` is the answer's word for metrics.

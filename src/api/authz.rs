@@ -12,6 +12,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode, request};
+use tracing::{Level, enabled};
 
 use super::Api;
 use super::edge::{Note, Outcome, RequestId, named_host};
@@ -19,7 +20,9 @@ use crate::credentials::{Ambiguous, one_of_each, spells};
 use crate::decision::{Asked, BadHead, Head, MethodName, Passage, Refusal, Unclear};
 use crate::decision::{identity, split_url};
 use crate::entry::Principal;
+use crate::logging::ACCESS;
 use crate::net::{Connection, client_address, is_trusted, refusal_body};
+use crate::verifier::Permit;
 
 pub(super) mod grpc;
 
@@ -35,6 +38,9 @@ const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 const HEADERS_TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 /// Tells nginx, which hears only 401 and 403, which status the gate's own proxy would answer with.
 const STATUS: HeaderName = HeaderName::from_static("x-otpgate-status");
+
+/// As many as an answer has.
+const ANSWER_HEADERS: usize = 8;
 
 /// How a proxy asks, and what it takes for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,8 +164,9 @@ impl Api {
             Err(denied) => Err(denied),
         };
         let mut response = match ruled {
-            Ok((who, outcome)) => {
-                let mut response = self.allow(dialect, who.as_ref());
+            Ok((permit, outcome)) => {
+                let mut response = self.allow(dialect, permit.as_ref().map(Permit::principal));
+                note.caller = permit.map(Permit::into_principal);
                 response.extensions_mut().insert(Outcome(outcome));
                 response
             }
@@ -178,41 +185,41 @@ impl Api {
         }
     }
 
-    /// Decides about the request that a trusted proxy tells of. Returns who is proven, `None` if
-    /// it passes as nobody, and a word for metrics.
+    /// Decides about the request that a trusted proxy tells of. Returns the permit, `None` if it passes as
+    /// nobody, and a word for metrics.
     pub(super) async fn rule(
         &self,
         told: Told<'_>,
         request_id: &str,
         note: &mut Note,
-    ) -> Result<(Option<Principal>, &'static str), Denied> {
+    ) -> Result<(Option<Permit>, &'static str), Denied> {
         let at = self.clock.now();
         let method = MethodName::parse(told.method)?;
         let head = Head::read(&self.policy, method, told.authority, told.target)?;
         let client = client_address(told.headers, told.sender, &self.config.trusted_proxies);
-        note.asked = Some(Box::new(Subject {
-            client,
-            method: told.method.to_owned(),
-            host: head.authority.host().to_owned(),
-            path: head.path.shown().into_owned(),
-        }));
+        // Copied for the access line alone.
+        note.asked = enabled!(target: ACCESS, Level::INFO).then(|| {
+            Box::new(Subject {
+                client,
+                method: told.method.to_owned(),
+                host: head.authority.host().to_owned(),
+                path: head.path.shown().into_owned(),
+            })
+        });
         self.check_aliases(told.headers)?;
         let asked = Asked { method, head: &head, headers: told.headers, client, request_id, at };
         let decided = self.decider.decide(&self.policy, asked).await.outcome;
         let took = self.clock.now().monotonic.saturating_duration_since(at.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         match decided {
-            Ok(Passage::Proven(permit)) => {
-                note.caller = Some(permit.principal().clone());
-                Ok((note.caller.clone(), "allowed"))
-            }
+            Ok(Passage::Proven(permit)) => Ok((Some(permit), "allowed")),
             Ok(Passage::Public) => Ok((None, "public")),
             Ok(Passage::Reported(refusal)) => {
                 note.reason = Some(refusal.reason());
                 Ok((None, "reported"))
             }
             Err(refused) => {
-                note.caller = refused.permit.map(|permit| permit.principal().clone());
+                note.caller = refused.permit.map(Permit::into_principal);
                 Err(refused.why.into())
             }
         }
@@ -237,9 +244,11 @@ impl Api {
     fn allow(&self, dialect: Dialect, who: Option<&Principal>) -> Response {
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
+        // Those of the edge too.
+        headers.reserve(ANSWER_HEADERS);
         let names = self.decider.names();
         let empty = || HeaderValue::from_static("");
-        for name in names.identity() {
+        for name in names.identity().filter(|_| who.is_none()) {
             headers.insert(name.clone(), empty());
         }
         for (name, text) in who.into_iter().flat_map(|who| identity(names, who)) {

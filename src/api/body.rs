@@ -4,7 +4,6 @@
 //! comes twice makes the request ambiguous and is refused. No message quotes the body: it holds
 //! tokens.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -50,7 +49,7 @@ pub(super) const KNOWN: [&str; 15] = [
 /// The known fields of a body.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
-    values: BTreeMap<&'static str, Value>,
+    values: Vec<(&'static str, Value)>,
     /// What the body is, if it is JSON but no object; it then has no fields.
     not_an_object: Option<&'static str>,
 }
@@ -63,7 +62,7 @@ impl Fields {
 
     /// The value of a known field.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
-        self.values.get(name)
+        self.values.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
     }
 
     /// As [`Self::get`], for fields that may be null. An empty text is too: forms cannot say null.
@@ -73,7 +72,7 @@ impl Fields {
 
     /// Whether any field is there whose name starts so.
     pub(super) fn any(&self, prefix: &str) -> bool {
-        self.values.keys().any(|name| name.starts_with(prefix))
+        self.values.iter().any(|(name, _)| name.starts_with(prefix))
     }
 
     /// Refuses a body that is JSON but no object.
@@ -91,9 +90,11 @@ impl Fields {
         value: impl FnOnce() -> Result<Value, ApiError>,
     ) -> Result<(), ApiError> {
         let Some(name) = KNOWN.iter().find(|known| **known == name) else { return Ok(()) };
-        if self.values.insert(name, value()?).is_some() {
+        let value = value()?;
+        if self.get(name).is_some() {
             return Err(ApiError::Malformed(format!("The field \"{name}\" is given twice.")));
         }
+        self.values.push((name, value));
         Ok(())
     }
 }
@@ -356,9 +357,9 @@ pub fn fuzz(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let read = read(&headers, Body::from(body.to_vec()), limits);
     if let Ok(fields) = runtime.expect("a runtime").block_on(read) {
-        assert!(fields.values.keys().all(|name| KNOWN.contains(name)));
+        assert!(fields.values.iter().all(|(name, _)| KNOWN.contains(name)));
         let shown = format!("{fields:?}").replace("[value]", "");
-        let names: usize = fields.values.keys().map(|name| name.len() + 10).sum();
+        let names: usize = fields.values.iter().map(|(name, _)| name.len() + 12).sum();
         assert!(shown.len() < 100 + names, "{shown}");
     }
 }

@@ -1,22 +1,22 @@
 //! What every request passes on its way in and out: host and origin checks, request id, common
 //! headers, caught panics, one access line and one count.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
-use super::Api;
 use super::audit::{self, Subject};
 use super::authz;
 use super::error::ApiError;
+use super::{Api, Resource};
 use crate::entry::Principal;
 use crate::logging::{ACCESS, millis};
 use crate::net::{Connection, client_address, new_request_id};
@@ -28,7 +28,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Names a request in logs and in its answer.
 #[derive(Clone, Debug)]
-pub(super) struct RequestId(String);
+pub(super) struct RequestId(Arc<str>);
 
 impl RequestId {
     /// The id.
@@ -56,28 +56,23 @@ pub(super) struct Note {
     pub(super) asked: Option<Box<authz::Subject>>,
 }
 
-/// Wraps every route.
-pub(super) async fn edge(
-    State(api): State<Arc<Api>>,
+/// Wraps every route. `resource` is what the route leads to.
+pub(super) async fn edge<R: Future<Output = Response>>(
+    api: Arc<Api>,
+    resource: Option<Resource>,
     mut request: Request,
-    next: Next,
+    handle: impl FnOnce(Arc<Api>, Request) -> R,
 ) -> Response {
     let start = api.clock.now();
-    let id = RequestId(new_request_id());
-    let path = match request.uri().path() {
-        // The rest is what is asked about.
-        path if path.starts_with(authz::EXT_AUTHZ) => authz::EXT_AUTHZ.to_owned(),
-        // Nothing but ASCII, as the proxy shows paths: others hide or reorder text.
-        path => utf8_percent_encode(path, CONTROLS).to_string(),
-    };
-    let method = request.method().clone();
+    let id = RequestId(new_request_id().into());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let client = client_of(&api, &request);
     request.extensions_mut().insert(id.clone());
-    let management = audit::management(&request);
+    let management = resource.and_then(|resource| audit::management(resource, &method));
 
     let answered = match check(&api, &request) {
         Err(refusal) => Ok(refusal.into_response()),
-        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await,
+        Ok(()) => AssertUnwindSafe(handle(api.clone(), request)).catch_unwind().await,
     };
     // The panic hook counts and logs it.
     let mut response = answered.unwrap_or_else(|_| ApiError::Panic.into_response());
@@ -87,7 +82,7 @@ pub(super) async fn edge(
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REQUEST_ID, HeaderValue::from_str(id.as_str()).expect("hexadecimal digits"));
 
-    let note = response.extensions().get::<Note>().cloned().unwrap_or_default();
+    let note = response.extensions_mut().remove::<Note>().unwrap_or_default();
     let action = if note.action.is_empty() { "other" } else { note.action };
     let outcome = response.extensions().get::<Outcome>().map_or("ok", |outcome| outcome.0);
     let took = api.clock.now().monotonic.saturating_duration_since(start.monotonic);
@@ -103,7 +98,7 @@ pub(super) async fn edge(
         request_id = id.as_str(),
         client = client.map(tracing::field::display),
         method = method.as_str(),
-        path,
+        path = &*shown(uri.path()),
         status = response.status().as_u16(),
         action,
         outcome,
@@ -116,6 +111,15 @@ pub(super) async fn edge(
         duration_ms = millis(took),
     );
     response
+}
+
+/// A path for the access line: nothing but ASCII, as the proxy shows paths, since others hide or reorder text.
+fn shown(path: &str) -> Cow<'_, str> {
+    match path {
+        // The rest is what is asked about.
+        path if path.starts_with(authz::EXT_AUTHZ) => authz::EXT_AUTHZ.into(),
+        path => utf8_percent_encode(path, CONTROLS).into(),
+    }
 }
 
 /// Where a request comes from, behind trusted proxies; `None`: a Unix socket.
@@ -147,16 +151,16 @@ fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
     }
     // A name may be made to lead here by whoever owns it (DNS rebinding), and then a page of that name is
     // of the same origin.
-    let is_sure = is_allowed || host.as_ref().is_some_and(is_address);
+    let is_sure = || is_allowed || host.as_ref().is_some_and(is_address);
     let same = |origin: &HeaderValue| {
         let origin = origin.to_str().unwrap_or_default();
         let authority = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
-        is_sure && host.is_some() && authority.and_then(Authority::parse) == host
+        is_sure() && host.is_some() && authority.and_then(Authority::parse) == host
     };
     let known = |site: &HeaderValue| match site.as_bytes() {
         // Typed in, or a bookmark.
         b"none" => true,
-        b"same-origin" => is_sure,
+        b"same-origin" => is_sure(),
         _ => false,
     };
     let is_own = headers.get_all(header::ORIGIN).iter().all(same)

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde_json::{Value, json};
 
 use super::edge::Outcome;
@@ -217,6 +218,14 @@ impl IntoResponse for ApiError {
 
 /// A JSON answer.
 pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
-    let json = [(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    (status, json, body.to_string()).into_response()
+    json_text(status, body.to_string())
+}
+
+/// As [`json_response`], of JSON that is written already.
+pub(super) fn json_text(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
 }

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserializer as _;
 use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use super::body::Fields;
@@ -19,7 +19,9 @@ const MAX_DEPTH: usize = 64;
 /// # Errors
 /// If it is no JSON, is nested too deeply, or gives a known field twice.
 pub(super) fn parse(text: &str) -> Result<Fields, ApiError> {
-    if depth(text) > MAX_DEPTH {
+    // Few brackets cannot nest deeply, and are counted fast.
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    if brackets > MAX_DEPTH && depth(text) > MAX_DEPTH {
         return Err(ApiError::Malformed("JSON parse error - nested too deeply".into()));
     }
     // RawValue is checked iteratively.
@@ -78,6 +80,11 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
+/// A member's name. [`Cow`] alone would always be a copy.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
 /// Hands every member of an object to a function, which tells whether to go on.
 struct Members<F>(F);
 
@@ -89,7 +96,7 @@ impl<'de, F: FnMut(&str, &RawValue) -> bool> Visitor<'de> for Members<F> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some((name, raw)) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
+        while let Some((Key(name), raw)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
             if !(self.0)(&name, raw) {
                 return Err(serde::de::Error::custom("refused"));
             }
@@ -101,6 +108,8 @@ impl<'de, F: FnMut(&str, &RawValue) -> bool> Visitor<'de> for Members<F> {
 fn value_of(raw: &RawValue) -> Result<Value, ApiError> {
     let text = raw.get();
     Ok(match text.as_bytes().first() {
+        // Without escapes it stands there as it is.
+        Some(b'"') if !text.contains('\\') => Value::text(text[1..text.len() - 1].to_owned()),
         Some(b'"') => serde_json::Deserializer::from_str(text)
             .deserialize_bytes(Wtf8)
             .map_err(|e| syntax(&e))?,

@@ -129,20 +129,19 @@ where
         head: request::Parts,
         limits: &Limits,
     ) -> (Response<Body>, Reading) {
+        let service = S::clone(&self.service.load());
+        if session.is_body_empty() {
+            let response = service.oneshot(Request::from_parts(head, Body::empty())).await;
+            return (response.unwrap_or_else(|never| match never {}), Reading::Untouched);
+        }
         let (wishes, mut wished) = mpsc::channel::<Wish>(1);
-        let body = if session.is_body_empty() {
-            drop(wishes);
-            Body::empty()
-        } else {
-            Body::from_stream(stream::unfold(wishes, |wishes| async {
-                let (wish, granted) = oneshot::channel();
-                wishes.send(wish).await.ok()?;
-                Some((granted.await.ok()??, wishes))
-            }))
-        };
+        let body = Body::from_stream(stream::unfold(wishes, |wishes| async {
+            let (wish, granted) = oneshot::channel();
+            wishes.send(wish).await.ok()?;
+            Some((granted.await.ok()??, wishes))
+        }));
         let mut reading = Reading::Untouched;
-        let mut call =
-            pin!(S::clone(&self.service.load()).oneshot(Request::from_parts(head, body)));
+        let mut call = pin!(service.oneshot(Request::from_parts(head, body)));
         let response = loop {
             tokio::select! {
                 biased;
@@ -214,7 +213,8 @@ where
 }
 
 fn head_of(session: &ServerSession) -> request::Parts {
-    let mut head: request::Parts = session.req_header().clone().into();
+    // Without pingora's record of how names were spelled.
+    let mut head = request::Parts::clone(session.req_header());
     if let Some(connection) = Connection::of(session) {
         head.extensions.insert(connection.clone());
     }

@@ -8,7 +8,6 @@
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use envoy_types::ext_authz::v3::pb::CheckRequest;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -19,6 +18,7 @@ use super::{Denied, Dialect, deny};
 use crate::api::edge::{Note, Outcome};
 use crate::api::error::ApiError;
 use crate::api::{Api, body, request_id};
+use crate::verifier::Permit;
 
 mod message;
 mod told;
@@ -57,14 +57,15 @@ impl From<Denied> for Wrong {
 }
 
 /// Answers calls in gRPC. Wraps the edge.
-pub(in crate::api) async fn pack(request: Request, next: Next) -> Response {
+pub(in crate::api) async fn pack<R: Future<Output = Response>>(
+    request: Request,
+    next: impl FnOnce(Request) -> R,
+) -> Response {
     let kind = request.headers().get(CONTENT_TYPE);
-    let is_call =
-        request.uri().path() == CHECK && explain(request.method(), request.version(), kind).is_ok();
-    if !is_call {
-        return next.run(request).await;
+    if explain(request.method(), request.version(), kind).is_err() {
+        return next(request).await;
     }
-    let (head, body) = next.run(request).await.into_parts();
+    let (head, body) = next(request).await.into_parts();
     match head.extensions.get::<Allowed>().filter(|_| head.status == StatusCode::OK) {
         Some(allowed) => framed(&allowance(allowed)),
         None => framed(&denial(head.status, &head.headers, body).await),
@@ -103,8 +104,10 @@ impl Api {
         let request = self.read_call(body).await?;
         let names = self.decider.names();
         let described = Description::read(&request, names, self.config.limits.max_headers)?;
-        let (who, outcome) = self.rule(described.told(), request_id(head), note).await?;
-        Ok((Allowed::new(self, who.as_ref()), outcome))
+        let (permit, outcome) = self.rule(described.told(), request_id(head), note).await?;
+        let allowed = Allowed::new(self, permit.as_ref().map(Permit::principal));
+        note.caller = permit.map(Permit::into_principal);
+        Ok((allowed, outcome))
     }
 
     /// Reads the one message of a call.
