@@ -110,15 +110,19 @@ fn value_of(raw: &RawValue) -> Result<Value, ApiError> {
     Ok(match text.as_bytes().first() {
         // Without escapes it stands there as it is.
         Some(b'"') if !text.contains('\\') => Value::text(text[1..text.len() - 1].to_owned()),
-        Some(b'"') => serde_json::Deserializer::from_str(text)
-            .deserialize_bytes(Wtf8)
-            .map_err(|e| syntax(&e))?,
+        Some(b'"') => decoded(text)?,
         Some(b'n') => Value::Null,
         Some(b't') => Value::Bool(true),
         Some(b'f') => Value::Bool(false),
         Some(b'[' | b'{') => Value::Other,
         _ => Value::Number(number(text).into()),
     })
+}
+
+/// A string that may have escapes.
+fn decoded(text: &str) -> Result<Value, ApiError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_bytes(Wtf8).map_err(|e| syntax(&e))
 }
 
 fn is_integer(number: &str) -> bool {
@@ -257,6 +261,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn strings_without_escapes_are_read_as_others(text in r#"[^"\\]{0,20}"#) {
+            let json = format!(" \"{text}\" ");
+            match serde_json::from_str::<&RawValue>(&json) {
+                Ok(raw) => prop_assert!(value_of(raw).unwrap() == decoded(raw.get()).unwrap()),
+                Err(_) => prop_assert!(text.chars().any(|c| c < ' ')),
+            }
+        }
+
         #[test]
         fn what_is_not_an_object_has_no_fields(json in r#"\[\]|"[a-z]*"|-?[1-9][0-9]{0,9}(\.5)?|true|null"#) {
             let fields = parse(&json).unwrap();
