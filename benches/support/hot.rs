@@ -262,7 +262,7 @@ impl Rig {
         let mut request = Request::get("/authz/auth-request")
             .header("host", "otpgate")
             .header("x-original-method", "GET")
-            .header("x-original-uri", &caller.target)
+            .header("x-original-uri", caller.target)
             .header("x-forwarded-host", "gate.example")
             .header("x-forwarded-for", "127.0.0.1")
             .body(Body::empty())
