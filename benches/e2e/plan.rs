@@ -121,7 +121,8 @@ impl Plan {
         (0..self.rounds).flat_map(of_round).collect()
     }
 
-    /// Rates of fixed load: half of what bare pingora took, and of what the slowest took that forwards.
+    /// Rates of fixed load: half of what the gate took, or else bare pingora, and of what the slowest took that
+    /// forwards.
     pub(crate) fn rates(&self, report: &Report) -> Vec<u64> {
         if !self.rates.is_empty() {
             return self.rates.clone();
@@ -129,7 +130,8 @@ impl Plan {
         let rate = |arm: &Arm| report.rate(Scenario::KeepAlive, *arm);
         let forwards = |arm: &&Arm| !matches!(arm, Arm::Direct | Arm::Verify | Arm::OtpgateWrong);
         let slowest = self.arms.iter().filter(forwards).filter_map(rate).min_by(f64::total_cmp);
-        let rates = [rate(&Arm::Bare), slowest].into_iter().flatten();
+        let gate = rate(&Arm::Otpgate).or_else(|| rate(&Arm::Bare));
+        let rates = [gate, slowest].into_iter().flatten();
         let mut rates: Vec<_> = rates.map(|rate| (rate / 2.0) as u64).collect();
         rates.dedup();
         assert!(!rates.is_empty(), "fixed load needs `--rates` or the scenario `keep-alive`");

@@ -50,6 +50,8 @@ pub(crate) enum Part {
     BareOnOurListener,
     Gate,
     GateLog,
+    /// Apart, since whoever is guessed at is looked at more closely for a while.
+    GateGuessed,
     /// The gate that others ask.
     GateAsked,
     Nginx,
@@ -66,7 +68,8 @@ impl Part {
             Arm::Bare => vec![Self::Bare],
             Arm::BareWithOurAllocator => vec![Self::BareWithOurAllocator],
             Arm::BareOnOurListener => vec![Self::BareOnOurListener],
-            Arm::Otpgate | Arm::OtpgateWrong => vec![Self::Gate],
+            Arm::Otpgate => vec![Self::Gate],
+            Arm::OtpgateWrong => vec![Self::GateGuessed],
             Arm::OtpgateLog => vec![Self::GateLog],
             Arm::Nginx => vec![Self::Nginx],
             Arm::NginxAuth => vec![Self::NginxAuth, Self::GateAsked],
@@ -188,7 +191,7 @@ impl Stand {
                 }
                 command
             }
-            Part::Gate | Part::GateLog | Part::GateAsked => {
+            Part::Gate | Part::GateLog | Part::GateGuessed | Part::GateAsked => {
                 let (database, log) = (self.path(DATABASE), part == Part::GateLog);
                 let text = configs::gate(at, upstream(), files, &database, log);
                 let mut command = pinned(core, env!("CARGO_BIN_EXE_otpgate"));
