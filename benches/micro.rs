@@ -34,7 +34,8 @@ fn main() {
     divan::main();
 }
 
-#[divan::bench(args = HOT.map(|(name, _)| name))]
+// Samples of many repetitions, here and below: of one alone, the caches' misses are what is timed.
+#[divan::bench(args = HOT.map(|(name, _)| name), sample_size = 1_000)]
 fn of_each_request(bencher: Bencher, name: &str) {
     let (_, run) = HOT.into_iter().find(|(of, _)| *of == name).expect("it is in the table");
     let rig = Rig::new();
@@ -46,7 +47,7 @@ fn of_each_request(bencher: Bencher, name: &str) {
 }
 
 /// With client and upstream in the same thread.
-#[divan::bench(args = WHOLE.map(|(name, _)| name))]
+#[divan::bench(args = WHOLE.map(|(name, _)| name), sample_size = 100)]
 fn whole(bencher: Bencher, name: &str) {
     let (_, front) = WHOLE.into_iter().find(|(of, _)| *of == name).expect("it is in the table");
     let mut whole = Whole::new(front);
@@ -57,12 +58,12 @@ fn whole(bencher: Bencher, name: &str) {
     });
 }
 
-#[divan::bench(args = [10_000, 1_000_000], threads = [1, 2])]
+#[divan::bench(args = [10_000, 1_000_000], threads = [1, 2], sample_size = 10_000)]
 fn directory(bencher: Bencher, entries: u64) {
     look_ups(bencher, Filled::of(entries));
 }
 
-#[divan::bench(args = [10_000, 1_000_000], threads = [1, 2])]
+#[divan::bench(args = [10_000, 1_000_000], threads = [1, 2], sample_size = 10_000)]
 fn directory_while_writes_run(bencher: Bencher, entries: u64) {
     let filled = Filled::of(entries);
     let _writes = filled.write();
