@@ -201,5 +201,8 @@ mod tests {
         assert_eq!(stream, Err(Broken::Stopping("it".to_owned())));
         assert_eq!(start.elapsed().as_secs(), 70);
         assert_eq!(BodyWatch::over(&connection, exchange(false)).await, Ok(()));
+        // One that begins when the order is there already.
+        let late = BodyWatch::over(&connection, exchange(true)).await;
+        assert_eq!(late, Err(Broken::Stopping("it".to_owned())));
     }
 }

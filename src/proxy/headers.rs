@@ -274,6 +274,8 @@ pub(super) fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::fold;
+    use proptest::prelude::*;
 
     fn rules(trusted: &[&str]) -> HeaderRules {
         let names = HeaderNames {
@@ -452,5 +454,92 @@ mod tests {
         join_cookies(&mut request).unwrap();
         assert_eq!(value(&request, "cookie"), Some("a=1; b=2; c=3"));
         assert_eq!(request.headers.get_all("cookie").iter().count(), 1);
+    }
+
+    /// Longer than there are bits for lengths, and with a first byte that has other spellings.
+    const LONG: &str =
+        "_principal-of-whom-the-gate-has-seen-with-its-own-eyes-that-the-token-is-right";
+
+    /// Names that the gate answers for, and others, in all spellings.
+    fn names() -> impl Strategy<Value = String> {
+        let own = [
+            "x-auth-name",
+            "x-auth-realm",
+            "x-auth-token",
+            "remote_user",
+            "x-forwarded-user",
+            LONG,
+        ];
+        let others = [FORWARDING_PREFIX, "accept", "x", "host"];
+        let all = [OVERRIDES, OVERRIDE_PREFIXES, FORWARDING, &own, &others].concat();
+        let separators = prop_oneof![Just(String::new()), "[-_.~]{20}"];
+        let name = (proptest::sample::select(all), separators, "(|||s|url)");
+        name.prop_map(|(name, separators, more)| {
+            let mut separators = separators.chars();
+            let respell =
+                |c: char| if c.is_alphanumeric() { c } else { separators.next().unwrap_or(c) };
+            name.chars().map(respell).collect::<String>() + &more
+        })
+    }
+
+    /// All that is unwanted goes, whatever follows; then the identity is said.
+    fn vouch_one_by_one(
+        rules: &HeaderRules,
+        request: &mut RequestHeader,
+        origin: &Origin,
+        who: Option<&Principal>,
+    ) {
+        let is_unwanted = |name: &HeaderName| {
+            let text = fold(name);
+            let begins = |prefix: &&str| text.starts_with(*prefix);
+            let is_forwarding = FORWARDING.contains(&&*text) || begins(&FORWARDING_PREFIX);
+            rules.protected.iter().any(|protected| fold(protected) == text)
+                || OVERRIDES.contains(&&*text)
+                || OVERRIDE_PREFIXES.iter().any(begins)
+                || is_forwarding && !(origin.trusted && name.as_str() == text)
+        };
+        let unwanted: Vec<_> =
+            request.headers.keys().filter(|name| is_unwanted(name)).cloned().collect();
+        for name in unwanted {
+            request.remove_header(&name);
+        }
+        for (name, text) in who.into_iter().flat_map(|who| identity(&rules.names, who)) {
+            request.insert_header(name.clone(), text.as_bytes()).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever is sent, by whomever, in whichever spelling, and whatever the names are.
+        #[test]
+        fn upstreams_are_told_what_the_gate_says_and_nothing_else(
+            sent in proptest::collection::vec((names(), "(alice|staff|alice@staff|root|)"), 0..8),
+            is_proven in any::<bool>(),
+            trusted in any::<bool>(),
+            apart in any::<bool>(),
+        ) {
+            let names = HeaderNames::default();
+            let names = match apart {
+                false => names,
+                true => HeaderNames {
+                    identity_name: HeaderName::from_static("remote_user"),
+                    identity_realm: HeaderName::from_static("x-forwarded-user"),
+                    identity_principal: Some(HeaderName::from_static(LONG)),
+                    ..names
+                },
+            };
+            let (rules, origin) = (HeaderRules::new(names, Vec::new()), origin(trusted));
+            let who = Principal::parse("alice", "staff").unwrap();
+            let who = is_proven.then_some(&who);
+            let mut fast = request(&[]);
+            for (name, value) in sent {
+                fast.append_header(name, value).unwrap();
+            }
+            let mut slow = fast.clone();
+            rules.vouch(&mut fast, &origin, who).unwrap();
+            vouch_one_by_one(&rules, &mut slow, &origin, who);
+            prop_assert_eq!(&fast.headers, &slow.headers);
+        }
     }
 }
