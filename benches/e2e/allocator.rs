@@ -2,12 +2,17 @@
 //! gate's, to tell what that alone brings.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use mimalloc::MiMalloc;
 
 /// In the environment of processes that are to have the gate's.
-pub(crate) const OURS: &str = "BENCH_OUR_ALLOCATOR";
+pub(crate) const OURS: &str = match NAME.to_str() {
+    Ok(name) => name,
+    Err(_) => panic!("it is ASCII"),
+};
+const NAME: &CStr = c"BENCH_OUR_ALLOCATOR";
 
 /// The one or the other, from the first allocation on.
 struct Chosen(AtomicU8);
@@ -26,7 +31,7 @@ impl Chosen {
         match self.0.load(Ordering::Relaxed) {
             UNKNOWN => {
                 // SAFETY: getenv allocates nothing, and nothing changes the environment this early.
-                let is_set = unsafe { !libc::getenv(c"BENCH_OUR_ALLOCATOR".as_ptr()).is_null() };
+                let is_set = unsafe { !libc::getenv(NAME.as_ptr()).is_null() };
                 self.0.store(if is_set { GATES } else { SYSTEM }, Ordering::Relaxed);
                 is_set
             }

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 /// Entries of the store, each of which asks; the service that verifies them is one more.
 pub(crate) const CALLERS: u64 = 10_000;
-/// As in the gates' settings: an hour instead of 30 seconds, so that tokens last as long as a run. What a check
-/// costs does not depend on it.
+/// As in the gates' settings: an hour instead of 30 seconds, so that tokens last as long as a run. A right token is
+/// computed once in a window, so that this is seldomer here.
 pub(crate) const STEP_SECONDS: u32 = 3600;
 
 const REALM: &str = "bench";
