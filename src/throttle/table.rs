@@ -58,6 +58,8 @@ impl Table {
         let millis = u64::try_from(new.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let place = match found {
             Some(slot) => Some(slot),
+            // What is zero need not be kept, least of all in another's place.
+            None if millis == 0 => None,
             None => ways.iter_mut().min_by_key(|[_, value]| *value),
         };
         if let Some(slot) = place {
@@ -115,6 +117,16 @@ mod tests {
         assert_eq!(table.count(|time| time > 3 * SECOND), 2);
         table.set(7, Duration::ZERO);
         assert_eq!(table.get(7, start), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_pushes_nobody_out() {
+        let table = Table::new();
+        let key = |i: usize| (i * SHARDS) as u64;
+        (1..=WAYS).for_each(|i| table.set(key(i), SECOND));
+        assert_eq!(table.update(key(0), |old| old), Duration::ZERO);
+        table.set(key(0), Duration::ZERO);
+        assert!((1..=WAYS).all(|i| table.get(key(i), Duration::ZERO) == SECOND));
     }
 
     /// However many keys there are, the table does not grow, and what lasts longest stays.
