@@ -46,6 +46,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Before the end of the grace, so that what has a bound of its own ends by that.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// For telling the store of failed attempts at the end: one that is slow does not hold up the stop.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
 /// Runs the gate with `config` until SIGTERM or SIGINT, or until another process has taken over (SIGUSR2); other
 /// settings come from `source` meanwhile. `takes_over`: from the gate that started this process.
 ///
@@ -431,7 +434,10 @@ impl Server {
         self.closing_ops.send_replace(true);
         self.closing_back.send_replace(true);
         // Before the task that does so else is cut off in the midst of it.
-        self.throttle.flush(self.clock.now()).await;
+        let told = self.throttle.flush(self.clock.now());
+        if tokio::time::timeout(LAST_WORDS, told).await.is_err() {
+            warn!("the store is slow: it was not told of all failed attempts");
+        }
         self.back.shutdown().await;
     }
 }
