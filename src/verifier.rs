@@ -461,8 +461,102 @@ impl Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::COMPUTED;
+    use crate::clock::{Clock as _, SystemClock};
+    use crate::directory::{Hold, PreviousSeed};
     use crate::entry::Algorithm;
     use crate::otp::TokenParams;
+    use crate::seal::Sealer;
+    use crate::store::sqlite::Sqlite;
+
+    /// A time at which the token of [`seed`] is 000000.
+    const ALL_ZEROS_AT: u64 = 1_810_804_020;
+
+    /// The one that RFC 4226 uses.
+    fn seed() -> Seed {
+        Seed::parse("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap()
+    }
+
+    fn checker(seed: &Seed) -> Checker {
+        Checker::new(seed, TokenParams::default())
+    }
+
+    fn credential() -> Credential {
+        let (id, checker) = (EntryId(1), checker(&seed()));
+        Credential { id, checker, serial: 1, previous: None, enabled: true, expires_at: None }
+    }
+
+    /// Checks claims about credentials; the store is never opened.
+    fn entries() -> Entries {
+        let store = Store::new(Arc::new(Sqlite::new("/nowhere".as_ref())), Sealer::off());
+        let (metrics, now) = (Arc::new(Metrics::new([])), SystemClock.now());
+        let (hold, rules) = (Hold::default(), TokenRules::default());
+        let of = store.clone();
+        let directory = Directory::new(of, &hold, rules, Duration::ZERO, metrics, now);
+        Entries::new(Arc::new(directory), store)
+    }
+
+    fn check(
+        entries: &Entries,
+        credential: Option<&Credential>,
+        token: Option<&Token>,
+        unix: u64,
+    ) -> Result<EntryProof, Denied> {
+        let who = PrincipalRef::parse("alice", "staff").unwrap();
+        let attempt = Attempt { who, token, source: Source::Local, request: "any", reuse: None };
+        entries.check(attempt, credential, Moment { unix, ..SystemClock.now() })
+    }
+
+    /// Nobody learns from the time of an answer whether there is an entry, what it is like, or whether its
+    /// token was used before.
+    #[test]
+    fn all_wrong_tokens_take_the_same_work() {
+        let (entries, now) = (entries(), 1_800_000_000);
+        let rotated = |until| {
+            let checker = checker(&Seed::parse("MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U").unwrap());
+            let previous = Some(Box::new(PreviousSeed { checker, serial: 0, until }));
+            Credential { previous, ..credential() }
+        };
+        let (used, of_previous) = (credential(), rotated(now + 1));
+        let previous = &of_previous.previous.as_ref().unwrap().checker;
+        for (credential, right) in
+            [(&used, used.checker.token_at(now)), (&of_previous, previous.token_at(now))]
+        {
+            check(&entries, Some(credential), Some(&right), now).unwrap();
+        }
+        let kinds = [
+            None,
+            Some(credential()),
+            Some(used),
+            Some(of_previous),
+            Some(rotated(now + 1)),
+            Some(rotated(now)),
+            Some(Credential { enabled: false, ..credential() }),
+            Some(Credential { expires_at: Some(now), ..credential() }),
+        ];
+        let wrong = Token::parse("000000").unwrap();
+        for (i, kind) in kinds.iter().enumerate() {
+            for token in [Some(&wrong), None] {
+                let before = COMPUTED.get();
+                assert!(check(&entries, kind.as_ref(), token, now).is_err(), "{i}");
+                assert_eq!(COMPUTED.get() - before, 2 * 3, "{i}");
+            }
+        }
+    }
+
+    /// A token of wrong form is checked as another one, which may be right.
+    #[test]
+    fn what_is_no_token_proves_nobody() {
+        let (entries, credential) = (entries(), credential());
+        let zeros = credential.checker.token_at(ALL_ZEROS_AT);
+        assert_eq!(zeros.expose(), "000000");
+        // The second time, the right one is remembered.
+        for _ in 0..2 {
+            let checked = check(&entries, Some(&credential), None, ALL_ZEROS_AT);
+            assert_eq!(checked.err(), Some(Denied::WrongToken));
+            check(&entries, Some(&credential), Some(&zeros), ALL_ZEROS_AT).unwrap();
+        }
+    }
 
     /// Used first by a gate that is ahead as early as can be, accepted last by one that is behind.
     #[test]

@@ -561,6 +561,56 @@ async fn foreign_hosts_and_pages_are_refused() {
     assert_eq!(get(dotted, Some("https://otp.example:8081")).await.status, 200);
 }
 
+/// Every path, also one that leads nowhere: its answer bears what all answers do and is counted, and a host
+/// that is not served is refused, except where proxies ask about others.
+#[tokio::test]
+async fn every_route_passes_the_edge() {
+    let mut setup = Setup::default();
+    setup.api.allowed_hosts = vec!["otp.example".into()];
+    let gate = Gate::start_with(setup).await;
+    let own = ROUTES.map(|(path, _)| path.replace("{id}", "3"));
+    let bare = own.iter().map(|path| path.trim_end_matches('/').to_owned() + "?");
+    let mut paths: Vec<_> = own.iter().cloned().chain(bare).map(|path| (path, true)).collect();
+    paths.extend(
+        ["/openapi.json", "/nope", "/ungleichotp/3/x/"].map(|path| (path.to_owned(), true)),
+    );
+    paths.extend(
+        [
+            "/authz/auth-request",
+            "/authz/forward-auth",
+            "/authz/ext-authz",
+            "/authz/ext-authz/",
+            "/authz/ext-authz/x/y",
+            "/authz/nope",
+            "/envoy.service.auth.v3.Authorization/Check",
+        ]
+        .map(|path| (path.to_owned(), false)),
+    );
+    let mut asked = 0;
+    for (path, is_held_to_hosts) in &paths {
+        for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS", "BREW"] {
+            let request = gate.request(method, path).header("host", "evil.example");
+            let answer = request.send().await.unwrap();
+            asked += 1;
+            let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!(header("x-request-id").len(), 32, "{method} {path}");
+            assert_eq!(header("x-content-type-options"), "nosniff", "{method} {path}");
+            assert_eq!(header("cache-control"), "no-store", "{method} {path}");
+            assert!(header("content-length") != "0", "{method} {path}");
+            if *is_held_to_hosts {
+                assert_eq!(answer.status(), 400, "{method} {path}");
+            }
+            let body = answer.text().await.unwrap();
+            assert_eq!(body.is_empty(), method == "HEAD", "{method} {path}");
+        }
+    }
+    let metrics = String::from_utf8(gate.metrics.render()).unwrap();
+    let counts =
+        metrics.lines().filter(|line| line.starts_with("otpgate_requests_total{listener=\"api\""));
+    let counted = counts.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u32>().unwrap());
+    assert_eq!(counted.sum::<u32>(), asked);
+}
+
 /// A page of a name that leads here only since its owner says so is of the same origin; so is one of an
 /// address, which nobody can make lead elsewhere.
 #[tokio::test]
@@ -632,7 +682,6 @@ async fn a_store_that_takes_no_writes_gives_503_without_its_words() {
     gate.create(json!({"name": "x", "realm": "y"})).await;
 }
 
-/// Collects log lines; works because the whole test runs on one thread.
 #[tokio::test]
 async fn the_description_fits_the_routes() {
     let gate = Gate::start().await;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use otpgate::clock::{Clock, ManualClock};
 use otpgate::config::ThrottleConfig;
 use otpgate::directory::follower::Follower;
@@ -310,6 +311,24 @@ async fn counts_outlive_a_gate() {
     world.settle().await;
     let wait = world.guess(0, "victim", v4(1)).await.unwrap_err();
     assert!((119..=121).contains(&wait.as_secs()), "{wait:?}");
+}
+
+/// Who stops a gate waits for what it is telling the store already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_flush_waits_for_the_one_before() {
+    let world = World::new(1).await;
+    world.guess(0, "victim", v4(1)).await.unwrap();
+    world.settle().await;
+    world.guess(0, "victim", v4(1)).await.unwrap();
+    let ledger = rusqlite::Connection::open(world.folder.path().join("otpgate.db.ledger")).unwrap();
+    ledger.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let (throttle, now) = (&world.gates[0].throttle, world.clock.now());
+    let [mut first, mut last] = [0, 1].map(|_| Box::pin(throttle.flush(now)));
+    assert!(first.as_mut().now_or_never().is_none(), "it waits for the store");
+    assert!(last.as_mut().now_or_never().is_none(), "it waits for the first one");
+    ledger.execute_batch("ROLLBACK").unwrap();
+    tokio::join!(first, last);
+    assert_eq!(world.metrics.throttle_unshared.get(), 0, "the store took it");
 }
 
 /// Everybody waits at most as long as was said, and is then looked at.
