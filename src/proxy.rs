@@ -111,6 +111,11 @@ pub fn app(
     Arc::new(proxy)
 }
 
+/// A request to take the place of one that is being changed.
+fn nothing() -> RequestHeader {
+    RequestHeader::from(http::Request::new(()).into_parts().0)
+}
+
 /// The gate itself; see the module.
 pub struct Gate {
     regime: Arc<ArcSwap<Regime>>,
@@ -141,7 +146,9 @@ impl Gate {
         decided.as_ref().map(drop).map_err(|refused| refused.why.into())
     }
 
-    /// Makes the head that goes upstream out of pingora's copy of the client's.
+    /// Makes the head that goes upstream out of pingora's copy of the client's. Names of headers go out in
+    /// lower case, as over HTTP/2 (RFC 9110 section 5.1: case does not matter): pingora keeps spellings in a
+    /// second map, which each change would have to change as well.
     fn prepare(request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;
@@ -151,15 +158,28 @@ impl Gate {
             Some(Ok(Passage::Public | Passage::Reported(_))) => None,
             None | Some(Err(_)) => return Err(undecided()),
         };
-        rules.vouch(request, &exchange.origin, who)?;
-        rules.forward(request, &exchange.origin, head.authority(), &exchange.request_id)?;
-        headers::join_cookies(request)?;
-        // Over HTTP/2 there is an authority, too: one that may be spelled otherwise.
-        let target = head.target().as_bytes();
-        if request.uri.authority().is_none() && request.raw_path() == target {
-            return Ok(());
+        let bad = |_| Error::explain(ErrorType::InternalError, "a value cannot stand in a header");
+        let mut parts = http::request::Parts::from(std::mem::replace(request, nothing()));
+        rules.vouch(&mut parts.headers, &exchange.origin, who).map_err(bad)?;
+        let authority = head.authority();
+        rules
+            .forward(&mut parts.headers, &exchange.origin, authority, &exchange.request_id)
+            .map_err(bad)?;
+        headers::join_cookies(&mut parts.headers);
+        // Nothing but the path: over HTTP/2 there is an authority, too, one that may be spelled otherwise.
+        let target = head.target();
+        let path = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+        match path.filter(|path| path.as_str() == target) {
+            Some(path) => {
+                parts.uri = path.into();
+                *request = RequestHeader::from(parts);
+                Ok(())
+            }
+            None => {
+                *request = RequestHeader::from(parts);
+                request.set_raw_path(target.as_bytes())
+            }
         }
-        request.set_raw_path(target)
     }
 
     /// Tells the client that no further request will be read here.
@@ -259,7 +279,7 @@ impl ProxyHttp for Gate {
             Err(unclear) => Err(unclear.into()),
             Ok(()) => Self::decide(session.req_header(), exchange).await,
         };
-        let took = self.clock.now().monotonic.duration_since(exchange.started.monotonic);
+        let took = self.clock.monotonic().duration_since(exchange.started.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         let Err(refusal) = decision else { return Ok(false) };
         exchange.outcome = Outcome::Refused(refusal);
@@ -322,7 +342,7 @@ impl ProxyHttp for Gate {
         exchange.upstream_address = Some(peer._address.clone());
         // Another attempt sends the body from its beginning.
         exchange.body_bytes = 0;
-        exchange.sent_at.get_or_insert_with(|| self.clock.now().monotonic);
+        exchange.sent_at.get_or_insert_with(|| self.clock.monotonic());
         Ok(())
     }
 

@@ -258,7 +258,7 @@ impl Remote {
         deadline: Deadline,
     ) -> Result<Verified, Failed> {
         let Question { who, token, source, .. } = question;
-        let begin = self.clock.now().monotonic;
+        let begin = self.clock.monotonic();
         // Whoever waits longer for a turn would have no time for an answer.
         let outcome = match timeout_at(deadline - self.timeout / 2, self.turn(about)).await {
             Err(_) => Err(Failed::new(Trouble::Busy, "too many questions are open")),
@@ -275,7 +275,7 @@ impl Remote {
             Err(Failed { denied: true, .. }) => "denied",
             Err(failed) => failed.trouble.as_str(),
         };
-        let took = self.clock.now().monotonic.saturating_duration_since(begin);
+        let took = self.clock.monotonic().saturating_duration_since(begin);
         self.metrics.remote_question(about.as_str(), word, took);
         outcome
     }
@@ -365,7 +365,7 @@ impl Remote {
     }
 
     fn accepted(&self) {
-        let now = self.clock.now().monotonic;
+        let now = self.clock.monotonic();
         let mut standing = self.standing();
         standing.accepted_at = Some(now);
         standing.verdict = Verdict::Accepted;

@@ -1,4 +1,4 @@
-//! The child that is bare pingora: in pingora's own server, and on the gate's listener.
+//! The child that is bare pingora: in pingora's own server, or on the gate's listener.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use pingora::server::Server;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::bare::{Bare, conf};
+use crate::bare::{Bare, Does, conf};
 use crate::stand::{Files, Places};
 
 /// The child's name.
@@ -27,7 +27,7 @@ pub(crate) struct Task {
     pub(crate) places: Places,
     pub(crate) upstream: SocketAddr,
     pub(crate) files: Files,
-    pub(crate) on_our_listener: bool,
+    pub(crate) does: Does,
 }
 
 /// Serves until it is told to end.
@@ -35,20 +35,21 @@ pub(crate) fn run() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let task = std::env::var(TASK).expect("a task");
     let task: Task = serde_json::from_str(&task).expect("JSON");
-    if task.on_our_listener { serve_on_ours(&task) } else { serve(&task) }
+    if task.does == Does::Nothing { serve(&task) } else { serve_on_ours(&task) }
 }
 
 fn serve(task: &Task) {
     let mut server = Server::new_with_opt_and_conf(None, conf());
     let conf = Arc::new(conf());
     server.bootstrap();
-    let mut plain = http_proxy_service(&conf, Bare::<false> { upstream: task.upstream });
+    let bare = || Bare { upstream: task.upstream, does: task.does };
+    let mut plain = http_proxy_service(&conf, bare());
     plain.add_tcp(&at(task.places.plain).to_string());
     let (certificate, key) = (task.files.certificate.display(), task.files.key.display());
     let mut tls = TlsSettings::intermediate(&certificate.to_string(), &key.to_string());
     tls.as_mut().expect("a certificate").enable_h2();
     plain.add_tls_with_settings(&at(task.places.tls).to_string(), None, tls.expect("as above"));
-    let mut h2c = http_proxy_service(&conf, Bare::<false> { upstream: task.upstream });
+    let mut h2c = http_proxy_service(&conf, bare());
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     h2c.app_logic_mut().expect("its application").server_options = Some(options);
@@ -67,7 +68,8 @@ fn serve_on_ours(task: &Task) {
         Listen { h2c: true, ..place(task.places.h2c) },
         Listen { tls: Some(tls), ..place(task.places.tls) },
     ];
-    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream: task.upstream }));
+    let app =
+        Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream: task.upstream, does: task.does }));
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     let runtime = threads.worker_threads(1).enable_all().build().expect("a runtime");
     let (_stop, stopped) = watch::channel(false);

@@ -25,6 +25,8 @@ pub(crate) enum Arm {
     BareWithOurAllocator,
     /// The same as `bare` on the gate's listener.
     BareOnOurListener,
+    /// That with the gate's allocator, and with all that any gate asks of pingora: headers, time-outs.
+    BareWithOurDuties,
     /// The gate, right tokens in headers.
     Otpgate,
     /// The same with a line for every request.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::allocator;
+use crate::bare::Does;
 use crate::bare_server;
 use crate::callers::{Callers, Kind};
 use crate::configs;
@@ -48,6 +49,7 @@ pub(crate) enum Part {
     Bare,
     BareWithOurAllocator,
     BareOnOurListener,
+    BareWithOurDuties,
     Gate,
     GateLog,
     /// Apart, since whoever is guessed at is looked at more closely for a while.
@@ -68,6 +70,7 @@ impl Part {
             Arm::Bare => vec![Self::Bare],
             Arm::BareWithOurAllocator => vec![Self::BareWithOurAllocator],
             Arm::BareOnOurListener => vec![Self::BareOnOurListener],
+            Arm::BareWithOurDuties => vec![Self::BareWithOurDuties],
             Arm::Otpgate => vec![Self::Gate],
             Arm::OtpgateWrong => vec![Self::GateGuessed],
             Arm::OtpgateLog => vec![Self::GateLog],
@@ -176,17 +179,24 @@ impl Stand {
                 write("large", "x".repeat(LARGE));
                 nginx(LOAD_CORE, configs::upstream(folder, at.plain))
             }
-            Part::Bare | Part::BareWithOurAllocator | Part::BareOnOurListener => {
+            Part::Bare
+            | Part::BareWithOurAllocator
+            | Part::BareOnOurListener
+            | Part::BareWithOurDuties => {
                 let task = bare_server::Task {
                     places: at,
                     upstream: SocketAddr::from(([127, 0, 0, 1], upstream())),
                     files: files.clone(),
-                    on_our_listener: part == Part::BareOnOurListener,
+                    does: match part {
+                        Part::BareOnOurListener => Does::OurListener,
+                        Part::BareWithOurDuties => Does::OurDuties,
+                        _ => Does::Nothing,
+                    },
                 };
                 let mut command = pinned(core, std::env::current_exe().expect("this program"));
                 command.env(crate::CHILD, bare_server::CHILD);
                 command.env(bare_server::TASK, serde_json::to_string(&task).expect("JSON"));
-                if part == Part::BareWithOurAllocator {
+                if matches!(part, Part::BareWithOurAllocator | Part::BareWithOurDuties) {
                     command.env(allocator::OURS, "1");
                 }
                 command

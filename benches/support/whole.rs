@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::bare::{Bare, conf};
+use crate::bare::{Bare, Does, conf};
 use crate::hot::Rig;
 
 const ANSWER: &[u8] =
@@ -24,15 +24,15 @@ const ANSWER: &[u8] =
 /// What forwards.
 #[derive(Clone, Copy)]
 pub(crate) enum Front {
-    Bare,
-    BareOnOurListener,
+    Bare(Does),
     Gate,
 }
 
 /// Whole requests; what the gate has beyond the first is its own.
-pub(crate) const WHOLE: [(&str, Front); 3] = [
-    ("a request through bare pingora", Front::Bare),
-    ("a request through bare pingora on the gate's listener", Front::BareOnOurListener),
+pub(crate) const WHOLE: [(&str, Front); 4] = [
+    ("a request through bare pingora", Front::Bare(Does::Nothing)),
+    ("a request through bare pingora on the gate's listener", Front::Bare(Does::OurListener)),
+    ("a request through bare pingora with the gate's duties", Front::Bare(Does::OurDuties)),
     ("a request through the gate", Front::Gate),
 ];
 
@@ -56,9 +56,9 @@ impl Whole {
         let client = runtime.block_on(async {
             let upstream = upstream().await;
             let address = match front {
-                Front::Bare => bare(upstream, stopped).await,
-                Front::BareOnOurListener => listen(
-                    Arc::new(http_proxy(&Arc::new(conf()), Bare::<true> { upstream })),
+                Front::Bare(Does::Nothing) => bare(upstream, stopped).await,
+                Front::Bare(does) => listen(
+                    Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream, does })),
                     stopped,
                 ),
                 Front::Gate => listen(rig.proxy(upstream).await, stopped),
@@ -111,7 +111,7 @@ async fn upstream() -> SocketAddr {
 }
 
 async fn bare(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
-    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare::<false> { upstream }));
+    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream, does: Does::Nothing }));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {

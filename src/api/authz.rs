@@ -209,7 +209,7 @@ impl Api {
         self.check_aliases(told.headers)?;
         let asked = Asked { method, head: &head, headers: told.headers, client, request_id, at };
         let decided = self.decider.decide(&self.policy, asked).await.outcome;
-        let took = self.clock.now().monotonic.saturating_duration_since(at.monotonic);
+        let took = self.clock.monotonic().saturating_duration_since(at.monotonic);
         self.metrics.gate_duration.observe(took.as_secs_f64());
         match decided {
             Ok(Passage::Proven(permit)) => Ok((Some(permit), "allowed")),

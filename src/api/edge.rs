@@ -85,7 +85,7 @@ pub(super) async fn edge<R: Future<Output = Response>>(
     let note = response.extensions_mut().remove::<Note>().unwrap_or_default();
     let action = if note.action.is_empty() { "other" } else { note.action };
     let outcome = response.extensions().get::<Outcome>().map_or("ok", |outcome| outcome.0);
-    let took = api.clock.now().monotonic.saturating_duration_since(start.monotonic);
+    let took = api.clock.monotonic().saturating_duration_since(start.monotonic);
     api.metrics.request("api", action, outcome);
     if let Some(action) = management {
         audit::log(action, &note, outcome, &id, client);

@@ -158,9 +158,9 @@ impl Api {
 
     /// Waits until a write is in force here, so that the caller can use its result at once.
     pub(super) async fn in_force(&self, call: &Call<'_>, version: Version) {
-        let start = self.clock.now().monotonic;
+        let start = self.clock.monotonic();
         if call.entries.directory.wait_for(version, APPLY_LIMIT).await {
-            let lag = self.clock.now().monotonic.saturating_duration_since(start);
+            let lag = self.clock.monotonic().saturating_duration_since(start);
             self.metrics.directory_apply_lag.observe(lag.as_secs_f64());
         } else {
             tracing::warn!(version = version.0, "a write is durable, but not yet in force here");

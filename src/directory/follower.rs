@@ -116,7 +116,7 @@ impl Follower {
             Err(error) => return error,
         };
         feed.narrow(self.directory.scope().clone());
-        let kept_until = self.clock.now().monotonic + KEPT_WHILE_EMPTY;
+        let kept_until = self.clock.monotonic() + KEPT_WHILE_EMPTY;
         loop {
             if self.directory.must_reopen() {
                 self.place = None;
@@ -132,7 +132,7 @@ impl Follower {
                 }
             };
             if let Err(error) = advanced {
-                let is_late = self.clock.now().monotonic >= kept_until;
+                let is_late = self.clock.monotonic() >= kept_until;
                 if is_late || self.store.is_local() || !opens_later(&error) {
                     return error;
                 }
@@ -149,7 +149,7 @@ impl Follower {
 
     /// Loads everything.
     async fn load(&mut self, feed: &mut dyn Feed) -> Result<(), StoreError> {
-        let began = self.clock.now().monotonic;
+        let began = self.clock.monotonic();
         let directory = self.directory.clone();
         directory.begin_load();
         let position = match directory.holds_all() {
@@ -157,7 +157,7 @@ impl Follower {
             false => feed.load_names(&mut |key| directory.load_name(key)).await?,
         };
         directory.raise(&position);
-        self.load_cost = self.clock.now().monotonic.saturating_duration_since(began);
+        self.load_cost = self.clock.monotonic().saturating_duration_since(began);
         self.place = Some(Place { position, proven: false });
         Ok(())
     }

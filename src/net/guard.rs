@@ -194,10 +194,10 @@ impl<S: IO> Guard<S> {
         buf: &mut ReadBuf<'_>,
         so_far: usize,
     ) -> Poll<io::Result<()>> {
-        let limits = self.connection.limits();
         if so_far == 0 {
             return self.poll_first_bytes(cx, buf);
         }
+        let limits = self.connection.limits();
         if so_far >= limits.max_head_bytes {
             return self.refuse(cx, Violation::TooLarge);
         }

@@ -172,7 +172,7 @@ impl Exchange {
 impl Gate {
     /// Counts a finished request and writes its access line.
     pub(super) fn finish(&self, session: &Session, exchange: &Exchange) {
-        let now = self.clock.now().monotonic;
+        let now = self.clock.monotonic();
         let (outcome, reason) = exchange.verdict();
         self.metrics.request(exchange.listener, exchange.rule.kind, outcome);
         let upstream_took = exchange.sent_at.map(|sent| now.duration_since(sent));

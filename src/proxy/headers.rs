@@ -4,9 +4,8 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{COOKIE, HOST};
+use http::header::{COOKIE, FORWARDED, HOST, InvalidHeaderValue};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pingora::http::RequestHeader;
 
 use crate::config::{HeaderNames, TrustedPeer};
 use crate::credentials::{folded, spells};
@@ -16,13 +15,11 @@ use crate::net::{client_address, is_trusted};
 
 /// Carries the id that links an answer, a log line and the upstream's own logs.
 ///
-/// This and the next are no [`HeaderName`]s: pingora keeps the spelling of a name beside its value, and would
-/// copy it.
+/// It is no [`HeaderName`]: pingora keeps the spelling of an answer's names, and would copy it.
 pub(super) const REQUEST_ID: &str = "x-request-id";
-const FORWARDED: &str = "forwarded";
-const FORWARDED_FOR: &str = "x-forwarded-for";
-const FORWARDED_PROTO: &str = "x-forwarded-proto";
-const FORWARDED_HOST: &str = "x-forwarded-host";
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Removed always, in any spelling: they would change the method, host or path that was decided on.
 const OVERRIDES: &[&str] = &[
@@ -130,27 +127,27 @@ impl HeaderRules {
         ((1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(good)).then(|| id.to_owned())
     }
 
-    /// Makes the request say who `who` is, the proven principal if there is one, and nothing else that only
+    /// Makes `headers` say who `who` is, the proven principal if there is one, and nothing else that only
     /// the gate may say, whoever sent it and however it is spelled.
     ///
     /// # Errors
     /// If a value cannot stand in a header; names cannot contain such characters.
     pub(super) fn vouch(
         &self,
-        request: &mut RequestHeader,
+        headers: &mut HeaderMap,
         origin: &Origin,
         who: Option<&Principal>,
-    ) -> pingora::Result<()> {
+    ) -> Result<(), InvalidHeaderValue> {
         // What is replaced below need not be removed before.
         let is_replaced =
             |name: &HeaderName| who.is_some() && self.names.identity().any(|other| other == name);
-        let names = request.headers.keys();
-        let unwanted = names.filter(|name| self.is_unwanted(name, origin) && !is_replaced(name));
+        let unwanted =
+            headers.keys().filter(|name| self.is_unwanted(name, origin) && !is_replaced(name));
         for name in unwanted.cloned().collect::<Vec<_>>() {
-            request.remove_header(&name);
+            headers.remove(name);
         }
         match who {
-            Some(who) => self.identify(request, who),
+            Some(who) => self.identify(headers, who),
             None => Ok(()),
         }
     }
@@ -174,76 +171,79 @@ impl HeaderRules {
 
     /// Says who the proven principal is. Names are UTF-8, which header values may carry (RFC 9110
     /// section 5.5, `obs-text`): they go out as these very bytes.
-    fn identify(&self, request: &mut RequestHeader, who: &Principal) -> pingora::Result<()> {
+    fn identify(&self, headers: &mut HeaderMap, who: &Principal) -> Result<(), InvalidHeaderValue> {
         for (name, text) in identity(&self.names, who) {
             // Often the claim's own headers say it already, now that it is proven.
-            if says(&request.headers, name, &text) {
-                continue;
+            if said(headers, name, &text).is_none() {
+                headers.insert(name.clone(), HeaderValue::from_bytes(text.as_bytes())?);
             }
-            let value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
-                pingora::Error::explain(
-                    pingora::ErrorType::InternalError,
-                    "an identity cannot stand in a header",
-                )
-            })?;
-            request.insert_header(name.clone(), value)?;
         }
         Ok(())
     }
 
     /// Sets the forwarding headers; what is still there came from a trusted proxy and is continued.
+    ///
+    /// # Errors
+    /// If a value cannot stand in a header; authorities and ids cannot contain such characters.
     pub(super) fn forward(
         &self,
-        request: &mut RequestHeader,
+        headers: &mut HeaderMap,
         origin: &Origin,
         authority: &str,
         request_id: &str,
-    ) -> pingora::Result<()> {
+    ) -> Result<(), InvalidHeaderValue> {
         let proto = if origin.tls { "https" } else { "http" };
         let peer = origin.peer_text.as_ref();
         let element = forwarded_element(peer, proto, authority);
-        if let Some(list) = continued(request, FORWARDED_FOR, origin, peer.cloned()) {
-            request.insert_header(FORWARDED_FOR, list)?;
+        if let Some(list) = continued(headers, &FORWARDED_FOR, origin, peer.cloned()) {
+            headers.insert(FORWARDED_FOR, list);
         }
         let element = HeaderValue::from_maybe_shared(Bytes::from(element)).ok();
-        if let Some(list) = continued(request, FORWARDED, origin, element) {
-            request.insert_header(FORWARDED, list)?;
+        if let Some(list) = continued(headers, &FORWARDED, origin, element) {
+            headers.insert(FORWARDED, list);
         }
+        let host = match said(headers, &HOST, authority) {
+            Some(host) => host.clone(),
+            None => {
+                let host = HeaderValue::from_str(authority)?;
+                headers.insert(HOST, host.clone());
+                host
+            }
+        };
         // A trusted proxy nearer to the client knows better, if it says one thing only.
-        let is_known = |name| origin.trusted && request.headers.get_all(name).iter().count() == 1;
-        let (knows_proto, knows_host) = (is_known(FORWARDED_PROTO), is_known(FORWARDED_HOST));
+        let is_known = |name| origin.trusted && headers.get_all(name).iter().count() == 1;
+        let (knows_proto, knows_host) = (is_known(&FORWARDED_PROTO), is_known(&FORWARDED_HOST));
         if !knows_proto {
-            request.insert_header(FORWARDED_PROTO, HeaderValue::from_static(proto))?;
+            headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
         }
         if !knows_host {
-            request.insert_header(FORWARDED_HOST, authority)?;
+            headers.insert(FORWARDED_HOST, host);
         }
-        if !says(&request.headers, &HOST, authority) {
-            request.insert_header(HOST, authority)?;
-        }
-        request.insert_header(REQUEST_ID, request_id)
+        let request_id = HeaderValue::from_str(request_id)?;
+        headers.insert(HeaderName::from_static(REQUEST_ID), request_id);
+        Ok(())
     }
 }
 
-/// Whether `name` is there once, and is `text`.
-fn says(headers: &HeaderMap, name: &HeaderName, text: &str) -> bool {
+/// What `name` says, if that is once and is `text`.
+fn said<'h>(headers: &'h HeaderMap, name: &HeaderName, text: &str) -> Option<&'h HeaderValue> {
     let mut values = headers.get_all(name).iter();
-    values.next().is_some_and(|value| value.as_bytes() == text.as_bytes())
-        && values.next().is_none()
+    let first = values.next().filter(|value| value.as_bytes() == text.as_bytes());
+    first.filter(|_| values.next().is_none())
 }
 
 /// The values of a list header, which are left of a trusted proxy alone, with `more` at their end; `None`:
 /// nothing to set.
 fn continued(
-    request: &RequestHeader,
-    name: &str,
+    headers: &HeaderMap,
+    name: &HeaderName,
     origin: &Origin,
     more: Option<HeaderValue>,
 ) -> Option<HeaderValue> {
     if !origin.trusted {
         return more;
     }
-    let parts = request.headers.get_all(name).iter().chain(&more).map(HeaderValue::as_bytes);
+    let parts = headers.get_all(name).iter().chain(&more).map(HeaderValue::as_bytes);
     let parts: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
     let list = (!parts.is_empty()).then(|| parts.join(&b", "[..]))?;
     HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
@@ -261,14 +261,14 @@ fn forwarded_element(peer: Option<&HeaderValue>, proto: &str, authority: &str) -
 }
 
 /// RFC 9113 section 8.2.3: HTTP/2 may split `Cookie`; HTTP/1.1 has one.
-pub(super) fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
-    let cookies = request.headers.get_all(COOKIE);
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let cookies = headers.get_all(COOKIE);
     if cookies.iter().nth(1).is_none() {
-        return Ok(());
+        return;
     }
     let cookies: Vec<_> = cookies.iter().map(HeaderValue::as_bytes).collect();
     let joined = cookies.join(&b"; "[..]);
-    request.insert_header(COOKIE, pingora::http::header_value_from_raw(joined))
+    headers.insert(COOKIE, pingora::http::header_value_from_raw(joined));
 }
 
 #[cfg(test)]
@@ -290,12 +290,11 @@ mod tests {
         )
     }
 
-    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        for (name, value) in headers {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
+    fn request(headers: &[(&str, &str)]) -> HeaderMap {
+        let parsed = headers.iter().map(|(name, value)| {
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap())
+        });
+        parsed.collect()
     }
 
     fn origin(trusted: bool) -> Origin {
@@ -304,8 +303,8 @@ mod tests {
         Origin { peer: peer.parse().ok(), peer_text, trusted, tls: true }
     }
 
-    fn value<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
-        request.headers.get(name).map(|value| value.to_str().unwrap())
+    fn value<'a>(request: &'a HeaderMap, name: &str) -> Option<&'a str> {
+        request.get(name).map(|value| value.to_str().unwrap())
     }
 
     #[test]
@@ -333,12 +332,12 @@ mod tests {
             for name in unwanted {
                 let mut request = request(&[(name, "evil"), ("accept", "x")]);
                 rules(&[]).vouch(&mut request, &origin(trusted), None).unwrap();
-                assert_eq!(request.headers.len(), 1, "{name}");
+                assert_eq!(request.len(), 1, "{name}");
             }
         }
         let mut kept = request(&[("x-auth-names", "a"), ("x-author", "b"), ("remote-users", "c")]);
         rules(&[]).vouch(&mut kept, &origin(false), None).unwrap();
-        assert_eq!(kept.headers.len(), 3);
+        assert_eq!(kept.len(), 3);
     }
 
     #[test]
@@ -397,7 +396,7 @@ mod tests {
             let who = Principal::parse("alice", "staff").unwrap();
             rules.vouch(&mut attempt, &origin, Some(&who)).unwrap();
             rules.forward(&mut attempt, &origin, "h", "id").unwrap();
-            attempt.headers.clone()
+            attempt
         };
         assert_eq!(make(), make());
     }
@@ -407,19 +406,19 @@ mod tests {
         let mut request = request(&[]);
         let who = Principal::parse("\u{fc}nal", "staff").unwrap();
         rules(&[]).vouch(&mut request, &origin(false), Some(&who)).unwrap();
-        assert_eq!(request.headers["remote-user"].as_bytes(), "\u{fc}nal".as_bytes());
-        assert_eq!(request.headers["remote-realm"].as_bytes(), b"staff");
-        assert_eq!(request.headers["remote_principal"].as_bytes(), "\u{fc}nal@staff".as_bytes());
+        assert_eq!(request["remote-user"].as_bytes(), "\u{fc}nal".as_bytes());
+        assert_eq!(request["remote-realm"].as_bytes(), b"staff");
+        assert_eq!(request["remote_principal"].as_bytes(), "\u{fc}nal@staff".as_bytes());
     }
 
     #[test]
     fn a_proven_claim_stays_only_as_it_was_proven() {
         let rules = HeaderRules::new(HeaderNames::default(), Vec::new());
         let alice = Principal::parse("alice", "staff").unwrap();
-        let says = |headers: &[(&'static str, &str)], who: Option<&Principal>| {
+        let says = |headers: &[(&str, &str)], who: Option<&Principal>| {
             let mut request = request(headers);
             rules.vouch(&mut request, &origin(false), who).unwrap();
-            let name = request.headers.get_all("x-auth-name").iter();
+            let name = request.get_all("x-auth-name").iter();
             name.map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         let (name, other) = (("X-Auth-Name", "alice"), ("x-auth-name", "root"));
@@ -429,14 +428,14 @@ mod tests {
         }
         let mut request = request(&[name, ("X-Auth-Realm", "staff"), ("X-Auth-Token", "123456")]);
         rules.vouch(&mut request, &origin(false), Some(&alice)).unwrap();
-        assert_eq!(request.headers.len(), 2);
+        assert_eq!(request.len(), 2);
     }
 
     #[test]
     fn request_ids_are_kept_if_trusted_and_well_formed() {
         let rules = rules(&[]);
-        let id = |headers: &[(&'static str, &str)], trusted| {
-            rules.request_id(&request(headers).headers, &origin(trusted))
+        let id = |headers: &[(&str, &str)], trusted| {
+            rules.request_id(&request(headers), &origin(trusted))
         };
         let name = "x-request-id";
         assert_eq!(id(&[(name, "a-1")], true).as_deref(), Some("a-1"));
@@ -451,9 +450,9 @@ mod tests {
     #[test]
     fn cookies_are_joined() {
         let mut request = request(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
-        join_cookies(&mut request).unwrap();
+        join_cookies(&mut request);
         assert_eq!(value(&request, "cookie"), Some("a=1; b=2; c=3"));
-        assert_eq!(request.headers.get_all("cookie").iter().count(), 1);
+        assert_eq!(request.get_all("cookie").iter().count(), 1);
     }
 
     /// Longer than there are bits for lengths, and with a first byte that has other spellings.
@@ -485,7 +484,7 @@ mod tests {
     /// All that is unwanted goes, whatever follows; then the identity is said.
     fn vouch_one_by_one(
         rules: &HeaderRules,
-        request: &mut RequestHeader,
+        request: &mut HeaderMap,
         origin: &Origin,
         who: Option<&Principal>,
     ) {
@@ -498,13 +497,12 @@ mod tests {
                 || OVERRIDE_PREFIXES.iter().any(begins)
                 || is_forwarding && !(origin.trusted && name.as_str() == text)
         };
-        let unwanted: Vec<_> =
-            request.headers.keys().filter(|name| is_unwanted(name)).cloned().collect();
+        let unwanted: Vec<_> = request.keys().filter(|name| is_unwanted(name)).cloned().collect();
         for name in unwanted {
-            request.remove_header(&name);
+            request.remove(name);
         }
         for (name, text) in who.into_iter().flat_map(|who| identity(&rules.names, who)) {
-            request.insert_header(name.clone(), text.as_bytes()).unwrap();
+            request.insert(name.clone(), HeaderValue::from_bytes(text.as_bytes()).unwrap());
         }
     }
 
@@ -534,12 +532,12 @@ mod tests {
             let who = is_proven.then_some(&who);
             let mut fast = request(&[]);
             for (name, value) in sent {
-                fast.append_header(name, value).unwrap();
+                fast.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
             }
             let mut slow = fast.clone();
             rules.vouch(&mut fast, &origin, who).unwrap();
             vouch_one_by_one(&rules, &mut slow, &origin, who);
-            prop_assert_eq!(&fast.headers, &slow.headers);
+            prop_assert_eq!(&fast, &slow);
         }
     }
 }

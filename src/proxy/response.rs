@@ -74,6 +74,8 @@ fn strip_hop_by_hop(response: &mut ResponseHeader) {
 /// What `Connection` nominates, but for what says where the body ends.
 fn nominated(response: &ResponseHeader) -> Vec<HeaderName> {
     let values = response.headers.get_all(CONNECTION).iter();
+    // What is said most often names nothing else.
+    let values = values.filter(|value| *value != "keep-alive" && *value != "close");
     let names = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let names = names.filter_map(|name| name.trim().parse().ok());
     names.filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING).collect()

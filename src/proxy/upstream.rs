@@ -217,6 +217,10 @@ impl Group {
     /// and has no notion of those that this request has tried.
     fn choose(&self, tried: &[BackendAddress]) -> Option<BackendAddress> {
         let all = self.backends.get_backend();
+        if all.len() == 1 {
+            // It is asked whatever is known of it.
+            return all.first().map(|backend| backend.addr.clone());
+        }
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % all.len().max(1);
         let in_turn = || all.iter().skip(first).chain(all.iter().take(first));
         let is_new = |backend: &&Backend| !tried.contains(&backend.addr);

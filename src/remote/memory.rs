@@ -144,7 +144,7 @@ mod tests {
             assert_eq!(remembers(&memory, &print(now), now).await, known, "{}", now.unix);
         }
         // The wall clock is set back: the same step again, later.
-        let back = Moment { unix: 1_700_000_007, monotonic: clock.now().monotonic };
+        let back = Moment { unix: 1_700_000_007, monotonic: clock.monotonic() };
         assert!(matches!(memory.find(&print(back), back).await, Found::Outdated));
     }
 

@@ -271,7 +271,7 @@ impl Feed for RedisFeed {
         let mut chain = Chain::from(position);
         // After an error, too: what is asked next should not wait for news.
         let mut block = (!std::mem::replace(&mut self.fresh, true)).then_some(BLOCK);
-        let mut as_of = self.clock.now().monotonic;
+        let mut as_of = self.clock.monotonic();
         let mut behind = false;
         loop {
             let records = self.records(chain.position.version, block.take()).await?;
@@ -293,7 +293,7 @@ impl Feed for RedisFeed {
                 self.fresh = false;
                 return Ok(step);
             }
-            as_of = self.clock.now().monotonic;
+            as_of = self.clock.monotonic();
             let tail = self.tail().await?;
             if tail == *position {
                 let as_of = self.connector.vouched(&self.link, as_of);

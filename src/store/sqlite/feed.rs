@@ -14,7 +14,7 @@ use crate::store::log::{self, Chain, RETENTION};
 use crate::store::{Feed, Position, Row, Scope, Step, StoreError};
 
 /// Time between two looks at `data_version`; a look takes a few microseconds.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(20);
 /// Looks before a poll answers that nothing happened.
 const TICKS: u32 = 50;
 /// Groups of rows that may wait for the follower during a full load.
@@ -104,10 +104,10 @@ struct Watcher {
 
 impl Watcher {
     fn poll(&mut self, position: &Position, scope: &Scope) -> Result<Step, StoreError> {
-        let mut as_of = self.clock.now().monotonic;
+        let mut as_of = self.clock.monotonic();
         for _ in 0..TICKS {
             let commits = self.wake.commits();
-            as_of = self.clock.now().monotonic;
+            as_of = self.clock.monotonic();
             self.db.check_in_place()?;
             let data_version = self.data_version()?;
             let still = (data_version, position.clone());
