@@ -61,6 +61,21 @@ async fn a_proven_principal_passes_with_its_identity_and_without_its_token() {
 }
 
 #[tokio::test]
+async fn upstreams_get_other_headers_as_they_came_but_for_the_case_of_their_names() {
+    let (_echo, gate) = started().await;
+    let own = "X-CamelCase: VaLue\r\nX-Twice: a\r\nAccept: */*\r\nX-Twice: B\r\nCookie: a=1\r\n\r\n";
+    let request = gate.get("/").replace("\r\n\r\n", &format!("\r\n{own}"));
+    let seen = ask(gate.tcp(), request).await.text();
+    let lines: Vec<_> = seen.lines().collect();
+    for line in ["Host: gate", "x-camelcase: VaLue", "accept: */*", "cookie: a=1"] {
+        assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}: {seen}");
+    }
+    let twice: Vec<_> = lines.iter().filter(|line| line.starts_with("x-twice")).collect();
+    assert_eq!(twice, [&"x-twice: a", &"x-twice: B"]);
+    assert!(!seen.contains("X-CamelCase"));
+}
+
+#[tokio::test]
 async fn every_401_is_the_same_and_keeps_the_connection() {
     let (echo, gate) = started().await;
     let lines = |name: &str, realm: &str, token: &str| {
