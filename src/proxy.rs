@@ -146,9 +146,9 @@ impl Gate {
         decided.as_ref().map(drop).map_err(|refused| refused.why.into())
     }
 
-    /// Makes the head that goes upstream out of pingora's copy of the client's. Names of headers go out in
-    /// lower case, as over HTTP/2 (RFC 9110 section 5.1: case does not matter): pingora keeps spellings in a
-    /// second map, which each change would have to change as well.
+    /// Makes the head that goes upstream out of pingora's copy of the client's. Names of headers lose
+    /// their spelling (RFC 9110 section 5.1: case does not matter) and go out in lower case, but for some that
+    /// pingora titles: it keeps spellings in a second map, which each change would have to change as well.
     fn prepare(request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;

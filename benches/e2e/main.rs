@@ -5,6 +5,7 @@
 //! pins, watches and stops; it is itself started again as bare pingora and as the load of fixed rate.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -52,6 +53,9 @@ struct Options {
     /// Runs are repeated while other programs use more of one core than that, in percent.
     #[arg(long, default_value_t = 6.0)]
     foreign: f64,
+    /// Another build of the gate, for the arm `otpgate-other`.
+    #[arg(long, value_name = "PROGRAM")]
+    other: Option<PathBuf>,
     /// One round of one second, nothing repeated: shows that all works, measures nothing.
     #[arg(long)]
     quick: bool,
@@ -62,18 +66,22 @@ struct Options {
 
 impl Options {
     fn plan(self) -> Plan {
-        let chosen = |arms: Vec<Arm>| match arms[..] {
-            [] => Arm::value_variants().to_vec(),
-            _ => arms.into_iter().chain([Arm::Bare]).collect::<BTreeSet<_>>().into_iter().collect(),
+        let mut arms: BTreeSet<_> = match self.arms[..] {
+            [] => Arm::value_variants().iter().copied().collect(),
+            _ => self.arms.into_iter().chain([Arm::Bare]).collect(),
         };
+        if self.other.is_none() {
+            arms.remove(&Arm::OtpgateOther);
+        }
+        let arms = arms.into_iter().collect();
         let scenarios = match self.scenarios[..] {
             [] => Scenario::value_variants().to_vec(),
             _ => self.scenarios,
         };
         let (rounds, seconds, tries) =
             if self.quick { (1, 1, 1) } else { (self.rounds, self.seconds, plan::TRIES) };
-        let (arms, rates, foreign) = (chosen(self.arms), self.rates, self.foreign);
-        Plan { rounds, seconds, tries, arms, scenarios, rates, foreign }
+        let (other, rates, foreign) = (self.other, self.rates, self.foreign);
+        Plan { other, rounds, seconds, tries, arms, scenarios, rates, foreign }
     }
 }
 
@@ -88,7 +96,7 @@ fn main() -> ExitCode {
 
 fn measure(plan: Plan) {
     let facts = machine::facts();
-    let stand = Stand::start(&plan.arms);
+    let stand = Stand::start(&plan.arms, plan.other.clone());
     let mut report = Report::new(facts, &plan);
     for (round, scenario, arm) in plan.runs() {
         plan::run(&plan, &stand, &mut report, round, scenario, arm);

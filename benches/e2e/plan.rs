@@ -1,5 +1,7 @@
 //! What is run, in which order, and each single run.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -29,9 +31,11 @@ pub(crate) enum Arm {
     BareWithOurDuties,
     /// The gate, right tokens in headers.
     Otpgate,
-    /// The same with a line for every request.
+    /// Another build of the gate (`--other`).
+    OtpgateOther,
+    /// The gate with a line for every request.
     OtpgateLog,
-    /// The same with wrong tokens.
+    /// The gate, wrong tokens.
     OtpgateWrong,
     /// nginx, `proxy_pass`.
     Nginx,
@@ -89,6 +93,8 @@ pub(crate) enum Scenario {
 /// All that is to be done.
 #[derive(Debug, Serialize)]
 pub(crate) struct Plan {
+    /// Another build of the gate.
+    pub(crate) other: Option<PathBuf>,
     pub(crate) rounds: usize,
     pub(crate) seconds: u64,
     pub(crate) tries: usize,

@@ -51,6 +51,7 @@ pub(crate) enum Part {
     BareOnOurListener,
     BareWithOurDuties,
     Gate,
+    GateOther,
     GateLog,
     /// Apart, since whoever is guessed at is looked at more closely for a while.
     GateGuessed,
@@ -72,6 +73,7 @@ impl Part {
             Arm::BareOnOurListener => vec![Self::BareOnOurListener],
             Arm::BareWithOurDuties => vec![Self::BareWithOurDuties],
             Arm::Otpgate => vec![Self::Gate],
+            Arm::OtpgateOther => vec![Self::GateOther],
             Arm::OtpgateWrong => vec![Self::GateGuessed],
             Arm::OtpgateLog => vec![Self::GateLog],
             Arm::Nginx => vec![Self::Nginx],
@@ -87,18 +89,20 @@ impl Part {
 pub(crate) struct Stand {
     pub(crate) callers: Callers,
     pub(crate) files: Files,
+    /// Another build of the gate.
+    other: Option<PathBuf>,
     running: BTreeMap<Part, (Places, Process)>,
     folder: TempDir,
 }
 
 impl Stand {
     /// Starts what `arms` need, and sees that each of them answers as it should.
-    pub(crate) fn start(arms: &[Arm]) -> Self {
+    pub(crate) fn start(arms: &[Arm], other: Option<PathBuf>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let files = make_certificate(folder.path());
         let callers = Callers::new();
         import(&callers, folder.path());
-        let mut stand = Self { callers, files, running: BTreeMap::new(), folder };
+        let mut stand = Self { callers, files, other, running: BTreeMap::new(), folder };
         stand.add(Part::Upstream);
         for part in arms.iter().flat_map(|arm| Part::of(*arm).into_iter().rev()) {
             stand.add(part);
@@ -201,10 +205,12 @@ impl Stand {
                 }
                 command
             }
-            Part::Gate | Part::GateLog | Part::GateGuessed | Part::GateAsked => {
+            Part::Gate | Part::GateOther | Part::GateLog | Part::GateGuessed | Part::GateAsked => {
                 let (database, log) = (self.path(DATABASE), part == Part::GateLog);
                 let text = configs::gate(at, upstream(), files, &database, log);
-                let mut command = pinned(core, env!("CARGO_BIN_EXE_otpgate"));
+                let other = self.other.as_deref().filter(|_| part == Part::GateOther);
+                let program = other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_otpgate")));
+                let mut command = pinned(core, program);
                 command.args(["serve", "--config"]).arg(write("otpgate.toml", text));
                 command
             }
@@ -248,7 +254,12 @@ impl Stand {
         }
         let asks = matches!(
             arm,
-            Arm::Otpgate | Arm::OtpgateLog | Arm::OtpgateWrong | Arm::NginxAuth | Arm::CaddyAuth
+            Arm::Otpgate
+                | Arm::OtpgateOther
+                | Arm::OtpgateLog
+                | Arm::OtpgateWrong
+                | Arm::NginxAuth
+                | Arm::CaddyAuth
         );
         let wrong = ask(port, &self.callers.once(Kind::Wrong)).ok();
         let expected = match (arm, asks) {

@@ -11,8 +11,13 @@ use super::access::Exchange;
 use super::headers::REQUEST_ID;
 use super::request::Kind;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// An upstream connection's own headers, besides those that it nominates.
+static OF_CONNECTION: [HeaderName; 4] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    UPGRADE,
+];
 
 impl Gate {
     /// Adapts the head of a final answer, or of a 101.
@@ -63,19 +68,18 @@ fn frame(session: &mut Session, response: &mut ResponseHeader) {
 /// Removes the upstream connection's own headers from a response (RFC 9110 section 7.6.1); pingora
 /// sets `Connection` for the client's connection afterwards.
 fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    for name in nominated(response) {
+    let mut unwanted = nominated(response);
+    unwanted.extend(response.headers.keys().filter(|name| OF_CONNECTION.contains(name)).cloned());
+    for name in unwanted {
         response.remove_header(&name);
-    }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &UPGRADE] {
-        response.remove_header(name);
     }
 }
 
 /// What `Connection` nominates, but for what says where the body ends.
 fn nominated(response: &ResponseHeader) -> Vec<HeaderName> {
     let values = response.headers.get_all(CONNECTION).iter();
-    // What is said most often names nothing else.
-    let values = values.filter(|value| *value != "keep-alive" && *value != "close");
+    // Said most often, and removed anyway.
+    let values = values.filter(|value| *value != "keep-alive");
     let names = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let names = names.filter_map(|name| name.trim().parse().ok());
     names.filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING).collect()
@@ -94,12 +98,16 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("content-length", "3"),
             ("server", "upstream"),
+            ("upgrade", "h2c"),
+            ("Proxy-Connection", "keep-alive"),
+            ("proxy-authenticate", "Basic"),
         ] {
             response.append_header(name, value).unwrap();
         }
         strip_hop_by_hop(&mut response);
-        assert!(!response.headers.contains_key("x-hop"));
-        assert!(!response.headers.contains_key("keep-alive"));
+        for gone in ["x-hop", "keep-alive", "upgrade", "proxy-connection", "proxy-authenticate"] {
+            assert!(!response.headers.contains_key(gone), "{gone}");
+        }
         assert_eq!(response.headers["content-length"], "3");
         assert_eq!(response.headers["server"], "upstream");
     }

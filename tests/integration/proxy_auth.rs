@@ -63,16 +63,16 @@ async fn a_proven_principal_passes_with_its_identity_and_without_its_token() {
 #[tokio::test]
 async fn upstreams_get_other_headers_as_they_came_but_for_the_case_of_their_names() {
     let (_echo, gate) = started().await;
-    let own = "X-CamelCase: VaLue\r\nX-Twice: a\r\nAccept: */*\r\nX-Twice: B\r\nCookie: a=1\r\n\r\n";
+    let own = "X-CamelCase: VaLue\r\nX-Twice: a\r\nAccept: */*\r\nX-Twice: B\r\n\
+               content-type: x/y\r\n\r\n";
     let request = gate.get("/").replace("\r\n\r\n", &format!("\r\n{own}"));
     let seen = ask(gate.tcp(), request).await.text();
     let lines: Vec<_> = seen.lines().collect();
-    for line in ["Host: gate", "x-camelcase: VaLue", "accept: */*", "cookie: a=1"] {
+    for line in ["Host: gate", "x-camelcase: VaLue", "accept: */*", "Content-Type: x/y"] {
         assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}: {seen}");
     }
     let twice: Vec<_> = lines.iter().filter(|line| line.starts_with("x-twice")).collect();
     assert_eq!(twice, [&"x-twice: a", &"x-twice: B"]);
-    assert!(!seen.contains("X-CamelCase"));
 }
 
 #[tokio::test]
@@ -228,10 +228,10 @@ async fn report_mode_forwards_everything_and_says_what_would_be_refused() {
 async fn a_stale_directory_closes_the_gate_until_the_store_is_back() {
     let echo = Echo::start().await;
     let mut setup = Setup::to(plain(echo.address));
-    setup.max_stale = Duration::from_millis(200);
+    // Longer than a follower needs to say that nothing happened.
+    setup.max_stale = Duration::from_secs(2);
     setup.routes = vec![Route::new("/", realm("staff")), Route::new("/health", Access::Public)];
     let mut gate = setup.start().await;
-    // On a busy machine it may be stale for a moment.
     until("200", || async { ask(gate.tcp(), gate.get("/")).await.status == 200 }).await;
     gate.store.stop();
     until("503", || async { ask(gate.tcp(), gate.get("/")).await.status == 503 }).await;

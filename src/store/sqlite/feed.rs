@@ -16,7 +16,7 @@ use crate::store::{Feed, Position, Row, Scope, Step, StoreError};
 /// Time between two looks at `data_version`; a look takes a few microseconds.
 const TICK: Duration = Duration::from_millis(20);
 /// Looks before a poll answers that nothing happened.
-const TICKS: u32 = 50;
+const TICKS: u32 = 25;
 /// Groups of rows that may wait for the follower during a full load.
 pub(super) const QUEUED_GROUPS: usize = 2;
 
