@@ -5,8 +5,11 @@
 //! one than to drop its exchange. So every exchange runs beside a watch that it can find, and that
 //! ends it when the client is too slow, or the time is over.
 
+use std::future::poll_fn;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -92,12 +95,26 @@ impl BodyWatch {
         exchange: impl Future<Output = T>,
     ) -> Result<T, Broken> {
         let watch = Arc::new(Self::default());
+        let mut exchange = pin!(WATCH.scope(watch.clone(), exchange));
+        // Only the exchange itself has anything watched: until then it runs alone, as most do to their end.
+        let alone = poll_fn(|cx| match exchange.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if watch.is_watching() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        if let Some(done) = alone.await {
+            return Ok(done);
+        }
         tokio::select! {
             biased;
-            done = WATCH.scope(watch.clone(), exchange) => Ok(done),
+            done = exchange => Ok(done),
             request_id = watch.too_slow() => Err(Broken::TooSlow(request_id)),
             request_id = watch.outlived(connection) => Err(Broken::Stopping(request_id)),
         }
+    }
+
+    fn is_watching(&self) -> bool {
+        self.stream.get().is_some() || self.watched().is_some()
     }
 
     /// Ends when a stream must, at a stop; never for others.
