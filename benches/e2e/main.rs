@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, ValueEnum};
 
 mod allocator;
 #[path = "../support/bare.rs"]
@@ -66,6 +67,10 @@ struct Options {
 
 impl Options {
     fn plan(self) -> Plan {
+        if self.arms.contains(&Arm::OtpgateOther) && self.other.is_none() {
+            let why = "the arm `otpgate-other` needs `--other PROGRAM`\n";
+            Self::command().error(ErrorKind::MissingRequiredArgument, why).exit();
+        }
         let mut arms: BTreeSet<_> = match self.arms[..] {
             [] => Arm::value_variants().iter().copied().collect(),
             _ => self.arms.into_iter().chain([Arm::Bare]).collect(),
