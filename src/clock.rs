@@ -56,7 +56,7 @@ impl ManualClock {
     /// A clock that shows `unix`.
     #[must_use]
     pub fn at(unix: UnixTime) -> Self {
-        let monotonic = SystemClock.now().monotonic;
+        let monotonic = SystemClock.monotonic();
         Self { start: Moment { unix, monotonic }, advanced_millis: AtomicU64::new(0) }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::Uri;
 use pingora::apps::HttpServerOptions;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -167,19 +168,11 @@ impl Gate {
             .map_err(bad)?;
         headers::join_cookies(&mut parts.headers);
         // Nothing but the path: over HTTP/2 there is an authority, too, one that may be spelled otherwise.
-        let target = head.target();
         let path = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-        match path.filter(|path| path.as_str() == target) {
-            Some(path) => {
-                parts.uri = path.into();
-                *request = RequestHeader::from(parts);
-                Ok(())
-            }
-            None => {
-                *request = RequestHeader::from(parts);
-                request.set_raw_path(target.as_bytes())
-            }
-        }
+        parts.uri = path.map(Uri::from).unwrap_or_default();
+        *request = RequestHeader::from(parts);
+        let target = head.target().as_bytes();
+        if request.raw_path() == target { Ok(()) } else { request.set_raw_path(target) }
     }
 
     /// Tells the client that no further request will be read here.

@@ -523,9 +523,9 @@ impl Store {
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let Some(metrics) = &self.metrics else { return work.await };
-        let before = SystemClock.now().monotonic;
+        let before = SystemClock.monotonic();
         let result = work.await;
-        let took = SystemClock.now().monotonic.saturating_duration_since(before);
+        let took = SystemClock.monotonic().saturating_duration_since(before);
         metrics.store_operation(self.kind(), operation, took);
         if let Err(error) = &result {
             metrics.store_error(self.kind(), operation, error);

@@ -30,6 +30,12 @@ pub(crate) struct Task {
     pub(crate) does: Does,
 }
 
+impl Task {
+    fn proxy(&self) -> Bare {
+        Bare { upstream: self.upstream, does: self.does }
+    }
+}
+
 /// Serves until it is told to end.
 pub(crate) fn run() {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -42,14 +48,13 @@ fn serve(task: &Task) {
     let mut server = Server::new_with_opt_and_conf(None, conf());
     let conf = Arc::new(conf());
     server.bootstrap();
-    let bare = || Bare { upstream: task.upstream, does: task.does };
-    let mut plain = http_proxy_service(&conf, bare());
+    let mut plain = http_proxy_service(&conf, task.proxy());
     plain.add_tcp(&at(task.places.plain).to_string());
     let (certificate, key) = (task.files.certificate.display(), task.files.key.display());
     let mut tls = TlsSettings::intermediate(&certificate.to_string(), &key.to_string());
     tls.as_mut().expect("a certificate").enable_h2();
     plain.add_tls_with_settings(&at(task.places.tls).to_string(), None, tls.expect("as above"));
-    let mut h2c = http_proxy_service(&conf, bare());
+    let mut h2c = http_proxy_service(&conf, task.proxy());
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     h2c.app_logic_mut().expect("its application").server_options = Some(options);
@@ -68,8 +73,7 @@ fn serve_on_ours(task: &Task) {
         Listen { h2c: true, ..place(task.places.h2c) },
         Listen { tls: Some(tls), ..place(task.places.tls) },
     ];
-    let app =
-        Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream: task.upstream, does: task.does }));
+    let app = Arc::new(http_proxy(&Arc::new(conf()), task.proxy()));
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     let runtime = threads.worker_threads(1).enable_all().build().expect("a runtime");
     let (_stop, stopped) = watch::channel(false);

@@ -88,7 +88,7 @@ pub async fn run(args: VerifyArgs) -> Result<ExitCode, Failure> {
     let gates: Vec<_> = args.gate.iter().map(|url| Gate::new(url)).collect::<Result<_, _>>()?;
     let config = args.settings.load_store()?;
     let store = Store::open_as_it_is(&config.store)?;
-    let start = SystemClock.now().monotonic;
+    let start = SystemClock.monotonic();
     let (verified, verdicts) = loop {
         let (verified, verdicts) = compare(&store, &gates).await?;
         let moved = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Moved));
@@ -160,7 +160,7 @@ impl Gate {
 
     async fn ask(&self) -> Result<Held, String> {
         let unreachable = |e: reqwest::Error| format!("cannot be asked: {}", e.without_url());
-        let start = SystemClock.now().monotonic;
+        let start = SystemClock.monotonic();
         let mut answer = loop {
             let answer = self.http.get(self.url.clone()).send().await.map_err(unreachable)?;
             // It answers one question of this kind at a time.
@@ -185,7 +185,7 @@ impl Gate {
 
     /// Waits until the gate is where the store was; compares then.
     async fn judge(&self, verified: &Verified, scope: &Scope, sum: &Digest) -> Verdict {
-        let start = SystemClock.now().monotonic;
+        let start = SystemClock.monotonic();
         let at = &verified.position;
         let mut looks = 0;
         loop {

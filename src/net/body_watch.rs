@@ -7,12 +7,10 @@
 
 use std::future::poll_fn;
 use std::num::NonZeroU32;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::connection::Connection;
@@ -28,9 +26,6 @@ pub struct BodyWatch {
     watched: Mutex<Option<Watched>>,
     /// The request's id, if its answer need not end.
     stream: OnceLock<String>,
-    /// Wakes what bounds it; for other requests nothing is watched.
-    is_stream: Notify,
-    changed: Notify,
 }
 
 /// Why an exchange was ended, with its request's id.
@@ -65,7 +60,6 @@ impl BodyWatch {
             let now = Instant::now();
             let until = pace.wait(now).unwrap_or(now);
             *watched = Some(Watched { pace, until, request_id: request_id.to_owned() });
-            self.changed.notify_one();
         }
     }
 
@@ -85,7 +79,6 @@ impl BodyWatch {
     /// The exchange may last for hours: once the process stops, it is ended after a while.
     pub fn note_stream(&self, request_id: &str) {
         let _ = self.stream.set(request_id.to_owned());
-        self.is_stream.notify_one();
     }
 
     /// Runs `exchange` to its end, or until its body is too slow or it has outlived the order to stop for long
@@ -95,33 +88,19 @@ impl BodyWatch {
         exchange: impl Future<Output = T>,
     ) -> Result<T, Broken> {
         let watch = Arc::new(Self::default());
-        let mut exchange = pin!(WATCH.scope(watch.clone(), exchange));
-        // Only the exchange itself has anything watched: until then it runs alone, as most do to their end.
-        let alone = poll_fn(|cx| match exchange.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending if watch.is_watching() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        });
-        if let Some(done) = alone.await {
-            return Ok(done);
-        }
         tokio::select! {
             biased;
-            done = exchange => Ok(done),
+            done = WATCH.scope(watch.clone(), exchange) => Ok(done),
             request_id = watch.too_slow() => Err(Broken::TooSlow(request_id)),
             request_id = watch.outlived(connection) => Err(Broken::Stopping(request_id)),
         }
     }
 
-    fn is_watching(&self) -> bool {
-        self.stream.get().is_some() || self.watched().is_some()
-    }
-
     /// Ends when a stream must, at a stop; never for others.
     async fn outlived(&self, connection: &Connection) -> String {
-        self.is_stream.notified().await;
+        let request_id = noticed(|| self.stream.get()).await;
         connection.stopped().await;
-        if let (Some(limit), Some(request_id)) = (connection.drain().streams(), self.stream.get()) {
+        if let Some(limit) = connection.drain().streams() {
             sleep(limit).await;
             return request_id.clone();
         }
@@ -130,12 +109,7 @@ impl BodyWatch {
 
     async fn too_slow(&self) -> String {
         loop {
-            let until = self.watched().as_ref().map(|watched| watched.until);
-            let Some(until) = until else {
-                self.changed.notified().await;
-                continue;
-            };
-            sleep_until(until).await;
+            sleep_until(noticed(|| Some(self.watched().as_ref()?.until)).await).await;
             // It may have moved on meanwhile, or be over.
             let watched = self.watched().take_if(|watched| watched.until <= Instant::now());
             if let Some(watched) = watched {
@@ -148,6 +122,12 @@ impl BodyWatch {
         // Nothing panics while it is held.
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits until `look` finds something. Nothing wakes who waits: only the exchange does what is looked for, in the
+/// same task, and [`BodyWatch::over`] looks whenever it has run.
+async fn noticed<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    poll_fn(|_| look().map_or(Poll::Pending, Poll::Ready)).await
 }
 
 #[cfg(test)]
@@ -191,6 +171,14 @@ mod tests {
         });
         assert_eq!(stalled.await, Err(Broken::TooSlow("it".to_owned())));
         assert_eq!(start.elapsed().as_secs(), 19);
+        // Also one that is watched only after a while.
+        let late = BodyWatch::over(&connection, async {
+            tokio::time::sleep(100 * SECOND).await;
+            begin();
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(late.await, Err(Broken::TooSlow("it".to_owned())));
+        assert_eq!(start.elapsed().as_secs(), 19 + 110);
         let whole = BodyWatch::over(&connection, async {
             begin().end();
             tokio::time::sleep(100 * SECOND).await;
@@ -218,8 +206,13 @@ mod tests {
         assert_eq!(stream, Err(Broken::Stopping("it".to_owned())));
         assert_eq!(start.elapsed().as_secs(), 70);
         assert_eq!(BodyWatch::over(&connection, exchange(false)).await, Ok(()));
-        // One that begins when the order is there already.
+        // One that begins when the order is there already, and one that is a stream only after a while.
         let late = BodyWatch::over(&connection, exchange(true)).await;
         assert_eq!(late, Err(Broken::Stopping("it".to_owned())));
+        let later = BodyWatch::over(&connection, async {
+            tokio::time::sleep(SECOND).await;
+            exchange(true).await;
+        });
+        assert_eq!(later.await, Err(Broken::Stopping("it".to_owned())));
     }
 }

@@ -463,9 +463,9 @@ mod tests {
     #[test]
     fn no_path_takes_long() {
         let nested = format!("/%{}61", "25".repeat(30_000));
-        let started = SystemClock.now().monotonic;
+        let started = SystemClock.monotonic();
         assert_eq!(NormalPath::parse(&nested), Err(PathError::Ambiguous));
-        let took = SystemClock.now().monotonic.duration_since(started);
+        let took = SystemClock.monotonic().duration_since(started);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
 

@@ -120,7 +120,7 @@ impl Connector {
 
     /// Whether the last time that somebody made sure of the primary of `link` is long ago.
     pub(super) fn must_confirm(&self, link: &Link) -> bool {
-        let age = SystemClock.now().monotonic.saturating_duration_since(link.asked);
+        let age = SystemClock.monotonic().saturating_duration_since(link.asked);
         self.sentinels.is_some() && age >= SENTINEL_INTERVAL
     }
 
@@ -233,7 +233,7 @@ impl Connector {
         node: Option<Node>,
         patience: Duration,
     ) -> Result<Link, StoreError> {
-        let asked = SystemClock.now().monotonic;
+        let asked = SystemClock.monotonic();
         let connect = async || -> Result<_, RedisError> {
             let mut conn = self.dial(address, self.login(self.database), patience).await?;
             let hello = redis::cmd("HELLO").query_async(&mut conn).await?;

@@ -55,7 +55,7 @@ impl RedisFeed {
     }
 
     async fn ask<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, StoreError> {
-        let start = SystemClock.now().monotonic;
+        let start = SystemClock.monotonic();
         loop {
             let answer: Result<T, RedisError> = pipeline.query_async(&mut self.link.conn).await;
             match answer {

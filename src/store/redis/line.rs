@@ -175,7 +175,7 @@ impl Line {
 
     /// The shared connection and its number.
     async fn connection(&self) -> Result<Connection, StoreError> {
-        let came = SystemClock.now().monotonic;
+        let came = SystemClock.monotonic();
         let state = self.state.clone().lock_owned().await;
         match &state.link {
             Some(link) if !self.connector.must_confirm(link) => {
@@ -241,7 +241,7 @@ async fn renew(
             Ok((state.number, conn))
         }
         Err(error) => {
-            state.failed = Some((SystemClock.now().monotonic, error.clone()));
+            state.failed = Some((SystemClock.monotonic(), error.clone()));
             Err(error)
         }
     }

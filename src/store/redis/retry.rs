@@ -20,7 +20,7 @@ pub(super) struct Retry {
 impl Retry {
     /// Tries begin until `patience` from now.
     pub(super) fn within(patience: Duration) -> Self {
-        Self { until: SystemClock.now().monotonic + patience, pause: PAUSE, longest: MAX_PAUSE }
+        Self { until: SystemClock.monotonic() + patience, pause: PAUSE, longest: MAX_PAUSE }
     }
 
     /// The same where the server is well, but others were quicker.
@@ -31,7 +31,7 @@ impl Retry {
     /// Pauses before the next try; `false`, at once, if it is too late for one.
     pub(super) async fn again(&mut self) -> bool {
         let pause = self.pause.mul_f64(rand::random_range(0.5..=1.0));
-        if SystemClock.now().monotonic + pause >= self.until {
+        if SystemClock.monotonic() + pause >= self.until {
             return false;
         }
         tokio::time::sleep(pause).await;

@@ -80,7 +80,7 @@ impl Sentinels {
         connector: &Connector,
         age: Duration,
     ) -> Result<Verdict, StoreError> {
-        let came = SystemClock.now().monotonic;
+        let came = SystemClock.monotonic();
         let mut heard = self.heard.lock().await;
         match &*heard {
             Some((_, Ok(verdict))) if verdict.asked + age >= came => return Ok(verdict.clone()),
@@ -88,9 +88,9 @@ impl Sentinels {
             Some((heard_at, Err(error))) if *heard_at >= came => return Err(error.clone()),
             _ => *heard = None,
         }
-        let asked = SystemClock.now().monotonic;
+        let asked = SystemClock.monotonic();
         let told = self.opinions(connector).await.map(|opinions| self.judge(&opinions, asked));
-        *heard = Some((SystemClock.now().monotonic, told.clone()));
+        *heard = Some((SystemClock.monotonic(), told.clone()));
         told
     }
 
