@@ -31,7 +31,10 @@ impl Retry {
     /// Pauses before the next try; `false`, at once, if it is too late for one.
     pub(super) async fn again(&mut self) -> bool {
         let pause = self.pause.mul_f64(rand::random_range(0.5..=1.0));
-        if SystemClock.monotonic() + pause >= self.until {
+        let now = SystemClock.monotonic();
+        if now + pause >= self.until {
+            // Nor later: another pause may be shorter, by chance.
+            self.until = now;
             return false;
         }
         tokio::time::sleep(pause).await;
