@@ -263,7 +263,7 @@ pub struct ProxyConfig {
     pub timeouts: UpstreamTimeouts,
     /// Health checks and DNS.
     pub health: HealthCheck,
-    /// Worker threads; `None`: one a core.
+    /// Worker threads, which serve proxy and API; `None`: one a core.
     pub threads: Option<usize>,
 }
 

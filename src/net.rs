@@ -1,7 +1,7 @@
 //! Sockets: everything between the kernel and a pingora HTTP application.
 //!
-//! One accept loop serves all three listeners. It binds before anything runs, so that bind errors are
-//! real and port 0 is known; caps connections, of each source too; ends TLS; and wraps every connection in a guard that
+//! One accept loop serves all three listeners, and hands connections to the threads that serve them. It binds
+//! before anything runs, so that bind errors are real and port 0 is known; caps connections, of each source too; ends TLS; and wraps every connection in a guard that
 //! bounds heads in time and size, idling and stalled writes, which pingora leaves unbounded.
 //! pingora's `Server` is not used.
 
@@ -31,6 +31,7 @@ mod socket;
 mod sources;
 mod terms;
 mod tls;
+mod workers;
 
 pub use body_watch::BodyWatch;
 pub use client::{client_address, is_trusted};
@@ -41,6 +42,7 @@ pub use inherited::{Handle, Inherited};
 pub use sources::source_of;
 pub use terms::{NewTerms, TermsHandle};
 pub use tls::{Certificate, TlsError};
+pub use workers::Workers;
 
 use accept::{AcceptLoop, Occasional, Slots};
 pub(crate) use socket::KEEPALIVE;
@@ -214,12 +216,34 @@ impl Listener {
         TermsHandle { listener: self.name, places, metrics: self.metrics.clone() }
     }
 
-    /// Serves `app` until `stop` turns true; then closes the sockets and idle connections, and waits
+    /// As [`Self::run_on`], on the caller's runtime.
+    pub async fn run<A>(self, app: Arc<A>, stop: watch::Receiver<bool>)
+    where
+        A: HttpServerApp + Send + Sync + 'static,
+    {
+        self.run_on(Workers::here(), || app.clone(), stop).await;
+    }
+
+    /// Serves until `stop` turns true; then closes the sockets and idle connections, and waits
     /// for the requests in flight. The caller bounds that with a time-out: dropping the future cuts
     /// what is left.
     ///
-    /// `app` must call [`Connection::head_done`] as soon as a request's head is read.
-    pub async fn run<A>(self, app: Arc<A>, stop: watch::Receiver<bool>)
+    /// Each of the workers has its own `app`, made at once, which must call [`Connection::head_done`] as soon as a
+    /// request's head is read.
+    pub fn run_on<A>(
+        self,
+        workers: Arc<Workers>,
+        app: impl Fn() -> Arc<A>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()>
+    where
+        A: HttpServerApp + Send + Sync + 'static,
+    {
+        let apps: Arc<[_]> = (0..workers.count()).map(|_| app()).collect();
+        self.serve(workers, apps, stop)
+    }
+
+    async fn serve<A>(self, workers: Arc<Workers>, apps: Arc<[Arc<A>]>, stop: watch::Receiver<bool>)
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
@@ -235,7 +259,8 @@ impl Listener {
                 refusals: Occasional::default(),
                 open: open.clone(),
                 drain: self.drain.clone(),
-                app: app.clone(),
+                workers: workers.clone(),
+                apps: apps.clone(),
                 stop: stop.clone(),
             }
             .run(bound.socket)

@@ -47,8 +47,10 @@ use refusal::Refusal;
 use request::Kind;
 use upstream::{MAX_ATTEMPTS, Needs};
 
-/// Idle upstream connections kept for reuse, of all groups together.
+/// Idle upstream connections kept for reuse, of all groups and workers together.
 const UPSTREAM_POOL: usize = 1024;
+/// Each of many workers keeps so many all the same.
+const MIN_POOL: usize = 64;
 
 /// What a [`Regime`] is made of.
 pub struct Parts {
@@ -92,16 +94,18 @@ impl Regime {
     }
 }
 
-/// The application for [`crate::net::Listener::run`]. `regime` may be replaced at any time.
+/// The application of one of `workers` for [`crate::net::Listener::run_on`], with connections to upstreams of its
+/// own. `regime` may be replaced at any time.
 #[must_use]
 pub fn app(
     regime: Arc<ArcSwap<Regime>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
+    workers: usize,
 ) -> Arc<HttpProxy<Gate>> {
     let conf = ServerConf {
         max_retries: MAX_ATTEMPTS,
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        upstream_keepalive_pool_size: (UPSTREAM_POOL / workers).max(MIN_POOL),
         ..ServerConf::default()
     };
     let mut proxy = http_proxy(&Arc::new(conf), Gate { regime, metrics, clock });

@@ -160,7 +160,7 @@ impl Rig {
             access_log: false,
         });
         let regime = Arc::new(ArcSwap::from_pointee(regime));
-        proxy::app(regime, self.metrics.clone(), self.clock.clone())
+        proxy::app(regime, self.metrics.clone(), self.clock.clone(), 1)
     }
 
     /// The bytes of a request of each caller.

@@ -1,6 +1,7 @@
 //! `otpgate serve`: wires config, store, directory, verifier, proxy, API and ops, and stops them in
 //! order.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::directory::follower::{Follower, watch_currency};
 use crate::logging::LevelHandle;
 use crate::metrics::Metrics;
 use crate::net::service::TowerApp;
-use crate::net::{Drain, Handle, Inherited, LAST_CHANCE, Listener};
+use crate::net::{Drain, Handle, Inherited, LAST_CHANCE, Listener, Workers};
 use crate::ops::Ops;
 use crate::policy::Mode;
 use crate::proxy;
@@ -67,11 +68,7 @@ pub fn run(config: Config, source: Source, takes_over: bool) -> Result<ExitCode,
     let program = Program::of_this_process()?;
     let (_logging, level) = crate::logging::init(&config.log)?;
     warnings(&config).iter().for_each(warn_of);
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = config.proxy.threads {
-        runtime.worker_threads(threads);
-    }
-    let runtime = runtime.enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let hangups = signal(SignalKind::hangup())?;
@@ -287,6 +284,7 @@ impl Server {
         let throttle =
             Arc::new(Throttle::new(config.throttle, store, metrics.clone(), clock.now()));
         let verifier = Arc::new(Verifier::new(basis, throttle.clone(), metrics.clone()));
+        let workers = Workers::start(worker_threads(&config))?;
         let (draining, _) = watch::channel(false);
         let (closing, _) = watch::channel(false);
         let (closing_ops, _) = watch::channel(false);
@@ -307,12 +305,16 @@ impl Server {
         let live = Live::start(core, config, terms, closing_back.subscribe()).await?;
         let shutdown = live.shutdown.clone();
         if let Some(gate) = &live.gate {
-            let app = proxy::app(gate.regime.clone(), metrics.clone(), clock.clone());
-            front.spawn(once(opening.subscribe(), callers.run(app, closing.subscribe())));
+            let (regime, metrics, clock) = (gate.regime.clone(), metrics.clone(), clock.clone());
+            let all = workers.count();
+            let app = move || proxy::app(regime.clone(), metrics.clone(), clock.clone(), all);
+            let serving = callers.run_on(workers.clone(), app, closing.subscribe());
+            front.spawn(once(opening.subscribe(), serving));
         }
         if !addresses[1].is_empty() {
             let app = Arc::new(TowerApp::replaceable(live.api.clone()));
-            front.spawn(once(opening.subscribe(), api.run(app, closing.subscribe())));
+            let serving = api.run_on(workers, move || app.clone(), closing.subscribe());
+            front.spawn(once(opening.subscribe(), serving));
         }
         if !addresses[2].is_empty() {
             let (verifier, clock) = (verifier.clone(), clock.clone());
@@ -515,6 +517,12 @@ fn follow(verifier: &Verifier, clock: &Arc<dyn Clock>, back: &mut JoinSet<()>) {
             back.spawn(async move { remote.run().await });
         }
     }
+}
+
+/// One a core unless that is set; the cores that the process may use, its share of them included.
+fn worker_threads(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.proxy.threads.unwrap_or_else(cores)
 }
 
 /// Where claims are checked, for the log.

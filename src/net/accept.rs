@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp;
-use pingora::protocols::l4::stream::Stream;
 use prometheus::IntGauge;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,9 +19,10 @@ use super::connection::Connection;
 use super::drain::Drain;
 use super::guard::Guard;
 use super::http::Driven;
-use super::socket::Socket;
+use super::socket::{Accepted, Socket};
 use super::sources::Sources;
 use super::terms::Terms;
+use super::workers::Workers;
 use crate::metrics::Metrics;
 
 /// Shortest and longest pause after the kernel could not give us a connection.
@@ -41,7 +41,9 @@ pub(super) struct AcceptLoop<A> {
     pub(super) refusals: Occasional,
     pub(super) open: IntGauge,
     pub(super) drain: Arc<Drain>,
-    pub(super) app: Arc<A>,
+    pub(super) workers: Arc<Workers>,
+    /// One for each worker.
+    pub(super) apps: Arc<[Arc<A>]>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -60,9 +62,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
                 () = &mut stopped => break,
                 Some(_) = connections.join_next() => {}
                 accepted = socket.accept() => match accepted {
-                    Ok((stream, peer)) => {
+                    Ok(accepted) => {
                         pause = PAUSE_MIN;
-                        self.start(&mut connections, stream, peer);
+                        self.start(&mut connections, accepted);
                     }
                     Err(error) if is_the_peers(&error) => {}
                     Err(error) => {
@@ -77,8 +79,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Serves `stream` in a task of its own, or closes it.
-    fn start(&mut self, connections: &mut JoinSet<()>, stream: Stream, peer: Option<IpAddr>) {
+    /// Serves `accepted` in a task of its own, or closes it.
+    fn start(&mut self, connections: &mut JoinSet<()>, accepted: Accepted) {
+        let peer = accepted.peer();
         let terms = self.terms.load_full();
         let held = match self.admit(&terms, peer) {
             Ok(held) => held,
@@ -94,11 +97,18 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
         let is_tls = terms.tls.is_some();
         let (of, stop, drain) = (self.terms.clone(), self.stop.clone(), self.drain.clone());
         let connection = Connection::new(self.listener, peer, is_tls, of, stop, drain);
-        let app = Driven::new(self.app.clone(), terms.limits, self.metrics.clone());
+        let assigned = self.workers.assign();
+        let app = self.apps[assigned.index].clone();
+        let app = Driven::new(app, terms.limits, self.metrics.clone());
         let metrics = self.metrics.clone();
         let stop = self.stop.clone();
-        connections.spawn(async move {
-            let _held = held;
+        let runtime = assigned.runtime();
+        let serving = async move {
+            // A worker is known to be idle before its connection is known to be gone.
+            let _held = (assigned, held);
+            let Ok(stream) = accepted.open() else {
+                return metrics.connection_refused(connection.listener(), "accept_error");
+            };
             let Some(tls) = &terms.tls else {
                 app.serve(Guard::new(stream, connection, metrics, &stop), terms.h2c, &stop).await;
                 return;
@@ -114,7 +124,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptLoop<A> {
                 Err(_) => "tls_timeout",
             };
             metrics.connection_refused(connection.listener(), refused);
-        });
+        };
+        connections.spawn_on(serving, &runtime);
     }
 
     /// What a new connection takes of the listener's capacity, or why it gets none. Beyond a cap it

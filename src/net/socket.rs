@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, TcpKeepalive};
 use socket2::{SockRef, Type};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use super::BindCause;
 use crate::config::Address;
@@ -120,26 +120,58 @@ impl Socket {
         }
     }
 
-    /// Accepts one connection, and tells the IP address of its peer if it has one.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
+    /// Accepts one connection.
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (tcp, peer) = listener.accept().await?;
-                tcp.set_nodelay(true)?;
-                let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
-                let _ = digest.peer_addr.set(Some(PeerAddress::Inet(peer)));
-                let mut stream = Stream::from(tcp);
-                stream.set_socket_digest(digest);
-                stream.set_keepalive(&KEEPALIVE).map_err(io::Error::other)?;
-                // An IPv4 client of a dual-stack socket shows as ::ffff:a.b.c.d.
-                Ok((stream, Some(peer.ip().to_canonical())))
+                Ok(Accepted::Tcp(tcp.into_std()?, peer))
             }
             Self::Unix(listener, _) => {
                 let (unix, _) = listener.accept().await?;
-                let digest = SocketDigest::from_raw_fd(unix.as_raw_fd());
-                let mut stream = Stream::from(unix);
+                Ok(Accepted::Unix(unix.into_std()?))
+            }
+        }
+    }
+}
+
+/// A connection that was accepted and is no runtime's yet.
+pub(super) enum Accepted {
+    /// With its peer's address.
+    Tcp(std::net::TcpStream, SocketAddr),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Accepted {
+    /// The IP address of its peer, if it has one.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match self {
+            // An IPv4 client of a dual-stack socket shows as ::ffff:a.b.c.d.
+            Self::Tcp(_, peer) => Some(peer.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Makes it the stream of the runtime around the caller.
+    ///
+    /// # Errors
+    /// If it is gone, or the system allows no more of them.
+    pub(super) fn open(self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(tcp, peer) => {
+                tcp.set_nodelay(true)?;
+                let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+                let _ = digest.peer_addr.set(Some(PeerAddress::Inet(peer)));
+                let mut stream = Stream::from(TcpStream::from_std(tcp)?);
                 stream.set_socket_digest(digest);
-                Ok((stream, None))
+                stream.set_keepalive(&KEEPALIVE).map_err(io::Error::other)?;
+                Ok(stream)
+            }
+            Self::Unix(unix) => {
+                let digest = SocketDigest::from_raw_fd(unix.as_raw_fd());
+                let mut stream = Stream::from(UnixStream::from_std(unix)?);
+                stream.set_socket_digest(digest);
+                Ok(stream)
             }
         }
     }

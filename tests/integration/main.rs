@@ -42,6 +42,7 @@ mod net_paces;
 mod net_sources;
 mod net_tls;
 mod net_trailers;
+mod net_workers;
 mod one_time;
 mod ops;
 mod peers;

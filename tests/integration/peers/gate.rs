@@ -107,7 +107,7 @@ impl Setup {
             access_log: true,
         });
         let regime = Arc::new(ArcSwap::from_pointee(regime));
-        let gate = app(regime, metrics.clone(), Arc::new(SystemClock));
+        let gate = app(regime, metrics.clone(), Arc::new(SystemClock), 1);
         let listener =
             Listener::bind("proxy", std::slice::from_ref(&listen), self.limits, metrics.clone())
                 .unwrap()
