@@ -25,7 +25,7 @@ use crate::config::{HeaderNames, ProxyConfig, UpstreamTimeouts};
 use crate::decision::{Asked, Decider, Passage};
 use crate::metrics::Metrics;
 use crate::net::framing::check_bytes;
-use crate::net::{BodyWatch, Connection, Extent, new_request_id};
+use crate::net::{BodyWatch, Connection, Extent};
 use crate::policy::Policy;
 use crate::verifier::Verifier;
 
@@ -36,15 +36,17 @@ mod headers;
 mod refusal;
 mod request;
 mod response;
+mod survey;
 mod tunnel;
 mod upstream;
 
 pub use upstream::{UpstreamError, Upstreams};
 
 use access::{Exchange, Outcome, Rule};
-use headers::{HeaderRules, Origin};
+use headers::{HeaderRules, Origin, RequestId};
 use refusal::Refusal;
 use request::Kind;
+use survey::Survey;
 use upstream::{MAX_ATTEMPTS, Needs};
 
 /// Idle upstream connections kept for reuse, of all groups and workers together.
@@ -116,11 +118,6 @@ pub fn app(
     Arc::new(proxy)
 }
 
-/// A request to take the place of one that is being changed.
-fn nothing() -> RequestHeader {
-    RequestHeader::from(http::Request::new(()).into_parts().0)
-}
-
 /// The gate itself; see the module.
 pub struct Gate {
     regime: Arc<ArcSwap<Regime>>,
@@ -132,8 +129,10 @@ impl Gate {
     /// Decides about a request, and notes in `exchange` what is needed to forward it.
     async fn decide(request: &RequestHeader, exchange: &mut Exchange) -> Result<(), Refusal> {
         let regime = &exchange.regime;
-        let (method, head, length) = request::read(request, &exchange.limits, &regime.policy)?;
+        let seen = &exchange.survey;
+        let (method, head) = request::read(request, seen, &exchange.limits, &regime.policy)?;
         exchange.head = Some(head.keep());
+        let length = seen.length?;
         if exchange.limits.max_body_bytes.is_some_and(|max| length.is_some_and(|n| n > max)) {
             return Err(Refusal::BodyTooLarge);
         }
@@ -142,7 +141,7 @@ impl Gate {
             head: &head,
             headers: &request.headers,
             client: exchange.client,
-            request_id: &exchange.request_id,
+            request_id: exchange.request_id.as_str(),
             at: exchange.started,
         };
         let decision = regime.decider.decide(&regime.policy, asked).await;
@@ -151,9 +150,8 @@ impl Gate {
         decided.as_ref().map(drop).map_err(|refused| refused.why.into())
     }
 
-    /// Makes the head that goes upstream out of pingora's copy of the client's. Names of headers lose
-    /// their spelling (RFC 9110 section 5.1: case does not matter) and go out in lower case, but for some that
-    /// pingora titles: it keeps spellings in a second map, which each change would have to change as well.
+    /// Makes the head that goes upstream out of pingora's copy of the client's. It is changed as a plain map of
+    /// headers, and has no spellings of names then, whatever the client's has.
     fn prepare(request: &mut RequestHeader, exchange: &Exchange) -> pingora::Result<()> {
         let undecided = || Error::explain(ErrorType::InternalError, "nothing was decided");
         let head = exchange.head.as_ref().ok_or_else(undecided)?;
@@ -164,13 +162,15 @@ impl Gate {
             None | Some(Err(_)) => return Err(undecided()),
         };
         let bad = |_| Error::explain(ErrorType::InternalError, "a value cannot stand in a header");
-        let mut parts = http::request::Parts::from(std::mem::replace(request, nothing()));
+        let mut parts = http::request::Parts::from(std::mem::replace(request, request::nothing()));
         rules.vouch(&mut parts.headers, &exchange.origin, who).map_err(bad)?;
         let authority = head.authority();
         rules
             .forward(&mut parts.headers, &exchange.origin, authority, &exchange.request_id)
             .map_err(bad)?;
-        headers::join_cookies(&mut parts.headers);
+        if exchange.survey.cookies > 1 {
+            headers::join_cookies(&mut parts.headers);
+        }
         // Nothing but the path: over HTTP/2 there is an authority, too, one that may be spelled otherwise.
         let path = std::mem::take(&mut parts.uri).into_parts().path_and_query;
         parts.uri = path.map(Uri::from).unwrap_or_default();
@@ -190,15 +190,21 @@ impl Gate {
     /// nor what goes through a tunnel.
     fn await_body(session: &mut Session, exchange: &mut Exchange) {
         if !session.is_http2() {
-            let has_body = request::has_body(session.req_header());
-            if let Some(connection) = exchange.connection.as_ref().filter(|_| has_body) {
+            if exchange.survey.has_body
+                && let Some(connection) = &exchange.connection
+            {
                 connection.await_body();
             }
-        } else if exchange.kind != Kind::Grpc && !session.as_downstream_mut().is_body_done() {
+        } else if exchange.survey.kind != Kind::Grpc && !session.as_downstream_mut().is_body_done()
+        {
             exchange.watch = BodyWatch::current();
             if let Some(watch) = &exchange.watch {
                 let limits = &exchange.limits;
-                watch.begin(limits.body_timeout, limits.min_body_rate, &exchange.request_id);
+                watch.begin(
+                    limits.body_timeout,
+                    limits.min_body_rate,
+                    exchange.request_id.as_str(),
+                );
             }
         }
     }
@@ -208,7 +214,7 @@ impl Gate {
     /// or its connection carries other requests.
     fn bound_wait(session: &Session, exchange: &Exchange) {
         if let (Kind::WebSocket | Kind::Events, Some(connection), false) =
-            (exchange.kind, &exchange.connection, session.is_http2())
+            (exchange.survey.kind, &exchange.connection, session.is_http2())
         {
             let limit = exchange.rule.timeouts.read.unwrap_or(exchange.regime.timeouts.read);
             connection.await_answer(limit);
@@ -249,8 +255,9 @@ impl ProxyHttp for Gate {
         let (rules, headers) = (&exchange.regime.headers, &session.req_header().headers);
         exchange.client = rules.client(headers, &exchange.origin);
         exchange.request_id =
-            rules.request_id(headers, &exchange.origin).unwrap_or_else(new_request_id);
-        exchange.kind = Kind::of(session.req_header());
+            rules.request_id(headers, &exchange.origin).unwrap_or_else(RequestId::random);
+        request::forget_spellings(session.req_header_mut());
+        exchange.survey = Survey::of(session.req_header());
         exchange.note_extent(session.is_http2());
         session.set_read_timeout(Some(exchange.limits.body_timeout));
         if session.is_http2() {
@@ -263,7 +270,7 @@ impl ProxyHttp for Gate {
         session.set_pipelining_enabled(true);
         // A client that has sent all may close its half and still wait for the answer; nobody waits
         // so for a stream, whose answer may never end.
-        session.set_abort_on_close(matches!(exchange.kind, Kind::WebSocket | Kind::Events));
+        session.set_abort_on_close(matches!(exchange.survey.kind, Kind::WebSocket | Kind::Events));
         Ok(())
     }
 
@@ -294,13 +301,13 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let needs = Needs { timeouts: exchange.rule.timeouts, kind: exchange.kind };
+        let needs = Needs::of(exchange.rule.timeouts, &exchange.survey);
         let upstreams = &exchange.regime.upstreams;
         match upstreams.peer(exchange.rule.upstream, &exchange.tried, needs) {
             Some(peer) => {
                 Self::await_body(session, exchange);
                 Self::bound_wait(session, exchange);
-                Ok(Box::new(peer))
+                Ok(peer)
             }
             None => {
                 self.metrics.upstream_failure("no_address");
@@ -431,6 +438,6 @@ impl ProxyHttp for Gate {
     }
 
     fn request_summary(&self, _: &Session, exchange: &Self::CTX) -> String {
-        format!("request {}", exchange.request_id)
+        format!("request {}", exchange.request_id.as_str())
     }
 }

@@ -80,7 +80,10 @@ pub(super) async fn edge<R: Future<Output = Response>>(
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(REQUEST_ID, HeaderValue::from_str(id.as_str()).expect("hexadecimal digits"));
+    let mut shown_id = HeaderValue::from_str(id.as_str()).expect("hexadecimal digits");
+    // HTTP/2 is not to keep it for later answers: there is none with the same.
+    shown_id.set_sensitive(true);
+    headers.insert(REQUEST_ID, shown_id);
 
     let note = response.extensions_mut().remove::<Note>().unwrap_or_default();
     let action = if note.action.is_empty() { "other" } else { note.action };

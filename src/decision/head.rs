@@ -141,11 +141,13 @@ impl<'a> Head<'a> {
     #[must_use]
     pub fn keep(&self) -> KeptHead {
         let (authority, path) = (self.authority.as_str(), self.path.forwarded());
+        let mut text = String::with_capacity(authority.len() + path.len() + self.query.len());
+        [authority, path, self.query].iter().for_each(|part| text.push_str(part));
         KeptHead {
             host_end: self.authority.host().len(),
             authority_end: authority.len(),
             path_end: authority.len() + path.len(),
-            text: [authority, path, self.query].concat().into(),
+            text: text.into(),
         }
     }
 }

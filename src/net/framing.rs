@@ -1,8 +1,8 @@
 //! Where a request's head and body end: in one reading, on every listener. pingora's parser takes more than
 //! that, as it may; a server in front or behind may then see other requests.
 
-use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue};
 use memchr::{memchr, memchr_iter};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
@@ -73,6 +73,17 @@ fn is_named(line: &[u8], name: &[u8]) -> bool {
 pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Unclear> {
     let found = one_of_each(headers, [&CONTENT_LENGTH, &TRANSFER_ENCODING]);
     let [length, coding] = found.map_err(|_| Unclear::Framing)?;
+    length_of(length, coding)
+}
+
+/// The same of the values of `Content-Length` and `Transfer-Encoding`, that have no second one.
+///
+/// # Errors
+/// As there.
+pub fn length_of(
+    length: Option<&HeaderValue>,
+    coding: Option<&HeaderValue>,
+) -> Result<Option<u64>, Unclear> {
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Unclear::Framing);
     }

@@ -8,9 +8,10 @@ use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
 use pingora::proxy::Session;
 use tracing::info;
 
-use super::headers::Origin;
+use super::headers::{Origin, RequestId};
 use super::refusal::Refusal;
 use super::request::Kind;
+use super::survey::Survey;
 use super::{Gate, Regime};
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -68,8 +69,8 @@ pub struct Exchange {
     pub(super) origin: Origin,
     /// Where it comes from, behind trusted proxies; `None`: a Unix socket.
     pub(super) client: Option<IpAddr>,
-    pub(super) request_id: String,
-    pub(super) kind: Kind,
+    pub(super) request_id: RequestId,
+    pub(super) survey: Survey,
     pub(super) head: Option<KeptHead>,
     pub(super) rule: Rule,
     /// `None`: nothing was decided, so it must not pass.
@@ -96,8 +97,8 @@ impl Exchange {
             limits: Limits::default(),
             origin: Origin { peer: None, peer_text: None, trusted: false, tls: false },
             client: None,
-            request_id: String::new(),
-            kind: Kind::Plain,
+            request_id: RequestId::NONE,
+            survey: Survey::NONE,
             head: None,
             rule: Rule::of(None),
             decided: None,
@@ -123,10 +124,10 @@ impl Exchange {
 
     /// Tells what looks after the connection that the exchange may last for hours.
     pub(super) fn note_extent(&self, is_http2: bool) {
-        match self.kind {
+        match self.survey.kind {
             Kind::Plain => {}
             _ if is_http2 => {
-                BodyWatch::current().inspect(|watch| watch.note_stream(&self.request_id));
+                BodyWatch::current().inspect(|watch| watch.note_stream(self.request_id.as_str()));
             }
             // What switches is a tunnel from then on.
             _ => {
@@ -188,7 +189,7 @@ impl Gate {
         // readings carry what was refused. Names stand here only when they are proven.
         info!(
             target: ACCESS,
-            request_id = exchange.request_id,
+            request_id = exchange.request_id.as_str(),
             listener = exchange.listener,
             client = exchange.client.map(tracing::field::display),
             method = request.method.as_str(),

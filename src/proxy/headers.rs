@@ -11,7 +11,7 @@ use crate::config::{HeaderNames, TrustedPeer};
 use crate::credentials::{folded, spells};
 use crate::decision::identity;
 use crate::entry::Principal;
-use crate::net::{client_address, is_trusted};
+use crate::net::{client_address, is_trusted, new_request_id};
 
 /// Carries the id that links an answer, a log line and the upstream's own logs.
 ///
@@ -61,6 +61,35 @@ fn begins(name: &str, folded_prefix: &str) -> bool {
 
 fn spells_any(name: &str, list: &[&str]) -> bool {
     list.iter().any(|other| name.len() == other.len() && begins(name, other))
+}
+
+/// Names a request to the upstream, to the client and in logs. As a header it is one that HTTP/2 must not index: its
+/// table would hold nothing but ids, and each new one would be compared with all of them.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// Of a request that nobody has looked at.
+    pub(super) const NONE: Self = Self(HeaderValue::from_static(""));
+
+    /// A new one.
+    pub(super) fn random() -> Self {
+        let value = HeaderValue::from_maybe_shared(Bytes::from(new_request_id()));
+        Self::of(value.expect("hexadecimal digits"))
+    }
+
+    fn of(mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        Self(value)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    pub(super) fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
 }
 
 /// What is known of where a request came from.
@@ -116,15 +145,16 @@ impl HeaderRules {
     }
 
     /// The request id that a trusted proxy sent, if it is fit for logs.
-    pub(super) fn request_id(&self, headers: &HeaderMap, origin: &Origin) -> Option<String> {
+    pub(super) fn request_id(&self, headers: &HeaderMap, origin: &Origin) -> Option<RequestId> {
         if !origin.trusted {
             return None;
         }
         let mut ids = headers.get_all(REQUEST_ID).iter();
         let (Some(id), None) = (ids.next(), ids.next()) else { return None };
-        let id = id.to_str().ok()?;
+        let text = id.to_str().ok()?;
         let good = |c: char| c.is_ascii_alphanumeric() || "-._~+/=:".contains(c);
-        ((1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(good)).then(|| id.to_owned())
+        let is_good = (1..=MAX_REQUEST_ID).contains(&text.len()) && text.chars().all(good);
+        is_good.then(|| RequestId::of(id.clone()))
     }
 
     /// Makes `headers` say who `who` is, the proven principal if there is one, and nothing else that only
@@ -184,13 +214,13 @@ impl HeaderRules {
     /// Sets the forwarding headers; what is still there came from a trusted proxy and is continued.
     ///
     /// # Errors
-    /// If a value cannot stand in a header; authorities and ids cannot contain such characters.
+    /// If a value cannot stand in a header; authorities cannot contain such characters.
     pub(super) fn forward(
         &self,
         headers: &mut HeaderMap,
         origin: &Origin,
         authority: &str,
-        request_id: &str,
+        request_id: &RequestId,
     ) -> Result<(), InvalidHeaderValue> {
         let proto = if origin.tls { "https" } else { "http" };
         let peer = origin.peer_text.as_ref();
@@ -219,8 +249,7 @@ impl HeaderRules {
         if !knows_host {
             headers.insert(FORWARDED_HOST, host);
         }
-        let request_id = HeaderValue::from_str(request_id)?;
-        headers.insert(HeaderName::from_static(REQUEST_ID), request_id);
+        headers.insert(HeaderName::from_static(REQUEST_ID), request_id.header());
         Ok(())
     }
 }
@@ -257,7 +286,10 @@ fn forwarded_element(peer: Option<&HeaderValue>, proto: &str, authority: &str) -
         Some(v6) if v6.contains(':') => ("\"[", v6, "]\""),
         Some(v4) => ("", v4, ""),
     };
-    ["for=", before, peer, after, ";proto=", proto, ";host=\"", authority, "\""].concat()
+    let parts = ["for=", before, peer, after, ";proto=", proto, ";host=\"", authority, "\""];
+    let mut element = String::with_capacity(parts.map(str::len).iter().sum());
+    parts.iter().for_each(|part| element.push_str(part));
+    element
 }
 
 /// RFC 9113 section 8.2.3: HTTP/2 may split `Cookie`; HTTP/1.1 has one.
@@ -301,6 +333,10 @@ mod tests {
         let peer = "192.0.2.1";
         let peer_text = Some(HeaderValue::from_static(peer));
         Origin { peer: peer.parse().ok(), peer_text, trusted, tls: true }
+    }
+
+    fn id() -> RequestId {
+        RequestId::of(HeaderValue::from_static("id"))
     }
 
     fn value<'a>(request: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -352,7 +388,7 @@ mod tests {
         ]);
         let (rules, origin) = (rules(&[]), origin(false));
         rules.vouch(&mut request, &origin, None).unwrap();
-        rules.forward(&mut request, &origin, "h:1", "id").unwrap();
+        rules.forward(&mut request, &origin, "h:1", &id()).unwrap();
         assert_eq!(value(&request, "x-forwarded-for"), Some("192.0.2.1"));
         assert_eq!(value(&request, "x-forwarded-proto"), Some("https"));
         assert_eq!(value(&request, "x-forwarded-host"), Some("h:1"));
@@ -376,7 +412,7 @@ mod tests {
         ]);
         let (rules, origin) = (rules(&[]), origin(true));
         rules.vouch(&mut request, &origin, None).unwrap();
-        rules.forward(&mut request, &origin, "h", "id").unwrap();
+        rules.forward(&mut request, &origin, "h", &id()).unwrap();
         let all = "198.51.100.7, 203.0.113.9, 192.0.2.1";
         assert_eq!(value(&request, "x-forwarded-for"), Some(all));
         assert_eq!(value(&request, "x-forwarded-proto"), Some("http"));
@@ -395,7 +431,7 @@ mod tests {
             let mut attempt = first.clone();
             let who = Principal::parse("alice", "staff").unwrap();
             rules.vouch(&mut attempt, &origin, Some(&who)).unwrap();
-            rules.forward(&mut attempt, &origin, "h", "id").unwrap();
+            rules.forward(&mut attempt, &origin, "h", &id()).unwrap();
             attempt
         };
         assert_eq!(make(), make());
@@ -435,7 +471,8 @@ mod tests {
     fn request_ids_are_kept_if_trusted_and_well_formed() {
         let rules = rules(&[]);
         let id = |headers: &[(&str, &str)], trusted| {
-            rules.request_id(&request(headers), &origin(trusted))
+            let id = rules.request_id(&request(headers), &origin(trusted));
+            id.map(|id| id.as_str().to_owned())
         };
         let name = "x-request-id";
         assert_eq!(id(&[(name, "a-1")], true).as_deref(), Some("a-1"));

@@ -5,7 +5,7 @@ use http::{Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::headers::REQUEST_ID;
+use super::headers::{REQUEST_ID, RequestId};
 use crate::decision::{self, BadHead};
 use crate::net::framing::Unclear;
 use crate::net::refusal_body;
@@ -101,14 +101,14 @@ impl Refusal {
     pub(super) async fn answer(
         self,
         session: &mut Session,
-        request_id: &str,
+        request_id: &RequestId,
     ) -> pingora::Result<()> {
-        let body = Bytes::from(refusal_body(self.detail(), request_id));
+        let body = Bytes::from(refusal_body(self.detail(), request_id.as_str()));
         let mut response = ResponseHeader::build(self.status(), Some(8))?;
         response.insert_header(header::CONTENT_TYPE, "application/json")?;
         response.insert_header(header::CONTENT_LENGTH, body.len())?;
         response.insert_header(header::CACHE_CONTROL, "no-store")?;
-        response.insert_header(REQUEST_ID, request_id)?;
+        response.insert_header(REQUEST_ID, request_id.header())?;
         match self.status() {
             StatusCode::UNAUTHORIZED => {
                 response.insert_header(header::WWW_AUTHENTICATE, decision::Refusal::CHALLENGE)?;

@@ -1,14 +1,14 @@
 //! A request's head, checked before anything is decided on it: what could be read in two ways is
 //! refused, whatever the mode.
 
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Version, uri};
+use http::header::HOST;
+use http::{Version, uri};
 use pingora::http::RequestHeader;
 
 use super::refusal::Refusal;
+use super::survey::Survey;
 use crate::config::Limits;
 use crate::decision::{BadHead, Head, MethodName, split_url};
-use crate::net::framing::content_length;
 use crate::policy::{PathError, Policy};
 
 /// What an exchange looks like, as far as time-outs go.
@@ -25,61 +25,48 @@ pub(super) enum Kind {
     Grpc,
 }
 
-impl Kind {
-    pub(super) fn of(request: &RequestHeader) -> Self {
-        let begins = |text: &[u8], what: &str| {
-            let start = text.trim_ascii_start().get(..what.len());
-            start.is_some_and(|start| start.eq_ignore_ascii_case(what.as_bytes()))
-        };
-        let accepts = request.headers.get_all(ACCEPT).iter();
-        let mut accepts = accepts.flat_map(|list| list.as_bytes().split(|byte| *byte == b','));
-        let content = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        // As pingora decides whether to pass an upgrade on.
-        let upgrade = request.headers.get(UPGRADE).map(HeaderValue::as_bytes);
-        let websocket = upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"websocket"));
-        if websocket && request.version == Version::HTTP_11 {
-            Self::WebSocket
-        } else if content.is_some_and(|content| begins(content, "application/grpc")) {
-            Self::Grpc
-        } else if accepts.any(|accepted| begins(accepted, "text/event-stream")) {
-            Self::Events
-        } else {
-            Self::Plain
-        }
+/// A request to take the place of one that is being changed.
+pub(super) fn nothing() -> RequestHeader {
+    RequestHeader::from(http::Request::new(()).into_parts().0)
+}
+
+/// Lets go of how names of headers were spelled (RFC 9110 section 5.1: case does not matter); they go upstream in
+/// lower case, but for some that pingora titles. It keeps spellings in a second map, which would be copied for
+/// the upstream, and which each change would have to change as well.
+pub(super) fn forget_spellings(request: &mut RequestHeader) {
+    let path = request.uri.path_and_query().map(|path| path.as_str().as_bytes());
+    // Targets of other forms would be forgotten, too.
+    if path == Some(request.raw_path()) {
+        let parts = http::request::Parts::from(std::mem::replace(request, nothing()));
+        *request = RequestHeader::from(parts);
     }
 }
 
-/// Reads the head of `request`, which pingora has parsed; also the length of its body, if it is announced.
+/// Reads the head of `request`, which pingora has parsed; `seen` of its headers.
 ///
 /// # Errors
 /// What is wrong with it.
 pub(super) fn read<'r>(
     request: &'r RequestHeader,
+    seen: &Survey,
     limits: &Limits,
     policy: &Policy,
-) -> Result<(MethodName<'r>, Head<'r>, Option<u64>), Refusal> {
+) -> Result<(MethodName<'r>, Head<'r>), Refusal> {
     let method = MethodName::parse(request.method.as_str())?;
     if request.headers.len() > limits.max_headers {
         return Err(Refusal::TooManyHeaders);
     }
-    let length = content_length(&request.headers)?;
-    let head = Head::read(policy, method, authority(request)?, target(request)?)?;
-    Ok((method, head, length))
-}
-
-/// Whether an HTTP/1.1 request announces a body.
-pub(super) fn has_body(request: &RequestHeader) -> bool {
-    let length = request.headers.get(CONTENT_LENGTH);
-    request.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
+    seen.length?;
+    let head = Head::read(policy, method, authority(request, seen.hosts)?, target(request)?)?;
+    Ok((method, head))
 }
 
 /// The one authority of the request. pingora has checked that `:authority`, an absolute target and
 /// `Host` agree.
-fn authority(request: &RequestHeader) -> Result<&str, BadHead> {
-    let mut hosts = request.headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().map_err(|_| BadHead::Host),
-        (None, _) if request.version == Version::HTTP_2 => {
+fn authority(request: &RequestHeader, hosts: usize) -> Result<&str, BadHead> {
+    match (request.headers.get(HOST), hosts) {
+        (Some(host), 1) => host.to_str().map_err(|_| BadHead::Host),
+        (None, 0) if request.version == Version::HTTP_2 => {
             request.uri.authority().map(uri::Authority::as_str).ok_or(BadHead::Host)
         }
         _ => Err(BadHead::Host),
@@ -117,7 +104,8 @@ mod tests {
     ) -> Result<KeptHead, Refusal> {
         let policy = Policy::new(Vec::new());
         let request = request(method, target, headers);
-        read(&request, &Limits::default(), &policy).map(|(_, head, _)| head.keep())
+        let seen = Survey::of(&request);
+        read(&request, &seen, &Limits::default(), &policy).map(|(_, head)| head.keep())
     }
 
     fn bad(head: BadHead) -> Refusal {
@@ -160,23 +148,20 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_told_from_plain_requests() {
-        let kind = |headers: &[_]| Kind::of(&request("GET", "/", headers));
-        for (header, expected) in [
-            (("Upgrade", "WebSocket"), Kind::WebSocket),
-            (("Upgrade", "h2c"), Kind::Plain),
-            (("Upgrade", "h2c, websocket"), Kind::Plain),
-            (("Accept", "text/event-stream"), Kind::Events),
-            (("Accept", "application/json, Text/Event-Stream;q=1"), Kind::Events),
-            (("Accept", "*/*"), Kind::Plain),
-            (("Content-Type", "application/grpc+proto"), Kind::Grpc),
-            (("Content-Type", "text/event-stream"), Kind::Plain),
-        ] {
-            assert_eq!(kind(&[header]), expected, "{header:?}");
+    fn spellings_are_forgotten_and_nothing_else() {
+        for target in ["/", "/a?b", "http://h/x?y", "*", "/\u{fc}"] {
+            let mut forgetful =
+                request("GET", target, &[("HOST", "h"), ("x-A", "1"), ("X-a", "2")]);
+            let before = forgetful.clone();
+            forget_spellings(&mut forgetful);
+            assert_eq!(forgetful.raw_path(), before.raw_path());
+            assert_eq!(forgetful.raw_path_is_utf8(), before.raw_path_is_utf8());
+            assert_eq!((&forgetful.uri, forgetful.version), (&before.uri, before.version));
+            assert_eq!((&forgetful.headers, &forgetful.method), (&before.headers, &before.method));
         }
-        let mut old = request("GET", "/", &[("Upgrade", "websocket")]);
-        old.set_version(Version::HTTP_10);
-        assert_eq!(Kind::of(&old), Kind::Plain);
+        let mut lossy = RequestHeader::build("GET", b"/\xff", None).unwrap();
+        forget_spellings(&mut lossy);
+        assert_eq!(lossy.raw_path(), b"/\xff");
     }
 
     #[test]

@@ -30,7 +30,8 @@ impl Gate {
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
         let upgraded = response.status == 101;
-        let may_upgrade = exchange.kind == Kind::WebSocket && response.version == Version::HTTP_11;
+        let may_upgrade =
+            exchange.survey.kind == Kind::WebSocket && response.version == Version::HTTP_11;
         if upgraded && !may_upgrade {
             let unasked = "a 101 that was not asked for";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, unasked).into_up());
@@ -49,7 +50,7 @@ impl Gate {
             response.set_version(Version::HTTP_11);
             frame(session, response);
         }
-        response.insert_header(REQUEST_ID, exchange.request_id.as_str())
+        response.insert_header(REQUEST_ID, exchange.request_id.header())
     }
 }
 

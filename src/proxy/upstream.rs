@@ -13,7 +13,7 @@ use pingora::lb::health_check::{HealthCheck as BackendCheck, HttpHealthCheck};
 use pingora::lb::{Backend, Backends};
 use pingora::protocols::ALPN;
 use pingora::protocols::l4::socket::SocketAddr as BackendAddress;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType};
 use rustls::pki_types::CertificateDer;
@@ -26,6 +26,7 @@ use x509_parser::parse_x509_certificate;
 
 use super::discovery::{Discovery, Shared};
 use super::request::Kind;
+use super::survey::Survey;
 use super::tunnel::TunnelConnector;
 use crate::config::{HealthCheck, ProxyConfig, Target, Upstream, UpstreamHttp, UpstreamTimeouts};
 use crate::metrics::Metrics;
@@ -64,9 +65,17 @@ pub enum UpstreamError {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needs {
     /// Time-outs of its route.
-    pub(super) timeouts: RouteTimeouts,
+    timeouts: RouteTimeouts,
     /// Streams may be silent for long; WebSockets need HTTP/1.1 whatever the group speaks.
-    pub(super) kind: Kind,
+    kind: Kind,
+    /// Nothing of its head is the client's connection's.
+    is_end_to_end: bool,
+}
+
+impl Needs {
+    pub(super) fn of(timeouts: RouteTimeouts, seen: &Survey) -> Self {
+        Self { timeouts, kind: seen.kind, is_end_to_end: !seen.is_hop_by_hop }
+    }
 }
 
 /// All groups, in the order of the configuration.
@@ -179,16 +188,20 @@ impl Upstreams {
         group: usize,
         tried: &[BackendAddress],
         needs: Needs,
-    ) -> Option<HttpPeer> {
+    ) -> Option<Box<HttpPeer>> {
         let group = self.groups.get(group)?;
         let address = group.choose(tried)?;
-        let mut peer = group.template.clone();
+        let mut peer = Box::new(group.template.clone());
         peer._address = address;
         peer.options.read_timeout = Some(match needs.kind {
             Kind::Plain => needs.timeouts.read.unwrap_or(self.timeouts.read),
             Kind::WebSocket | Kind::Events | Kind::Grpc => self.timeouts.stream_idle,
         });
         peer.options.write_timeout = Some(needs.timeouts.write.unwrap_or(self.timeouts.write));
+        if needs.is_end_to_end {
+            // Nothing has to be removed: pingora need not look for each header that it would remove.
+            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
+        }
         if needs.kind == Kind::WebSocket {
             peer.options.alpn = ALPN::H1;
             peer.options.custom_l4 = Some(self.tunnels.clone());

@@ -75,6 +75,38 @@ async fn upstreams_get_other_headers_as_they_came_but_for_the_case_of_their_name
     assert_eq!(twice, [&"x-twice: a", &"x-twice: B"]);
 }
 
+/// RFC 9110 section 7.6.1. Each alone, since it is looked for whether there is any.
+#[tokio::test]
+async fn headers_of_the_clients_connection_stay_behind() {
+    let (_echo, gate) = started().await;
+    let proof = gate.proof();
+    let sent = async |line: &str| {
+        let request = format!("POST / HTTP/1.1\r\nHost: gate\r\nX-Hop: 1\r\n{line}\r\n{proof}\r\n");
+        let body = if line.starts_with("Transfer") { "0\r\n\r\n" } else { "" };
+        let answer = ask(gate.tcp(), request + body).await;
+        assert_eq!(answer.status, 200, "{line}");
+        answer.text()
+    };
+    for line in [
+        "Keep-Alive: 5",
+        "Proxy-Connection: keep-alive",
+        "Proxy-Authenticate: Basic",
+        "Proxy-Authorization: Basic YTpi",
+        "TE: trailers",
+        "Trailer: X-Last",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAAQAAP__",
+        "Connection: keep-alive",
+        "Connection: close, X-Hop",
+    ] {
+        let seen = sent(line).await;
+        let (name, nominates) = (line.split(':').next().unwrap(), line.ends_with("X-Hop"));
+        assert_eq!(header(&seen, name), None, "{line}");
+        assert_eq!(header(&seen, "x-hop").is_none(), nominates, "{line}");
+    }
+    assert_eq!(header(&sent("Transfer-Encoding: chunked").await, "x-hop"), Some("1"));
+}
+
 #[tokio::test]
 async fn every_401_is_the_same_and_keeps_the_connection() {
     let (echo, gate) = started().await;
