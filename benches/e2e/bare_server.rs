@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use otpgate::config::{Address, Limits, Listen, ListenTls, TlsFiles};
 use otpgate::metrics::Metrics;
-use otpgate::net::Listener;
+use otpgate::net::{Listener, Workers};
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::proxy::{http_proxy, http_proxy_service};
 use pingora::server::Server;
+use pingora::server::configuration::ServerConf;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -28,6 +29,9 @@ pub(crate) struct Task {
     pub(crate) upstream: SocketAddr,
     pub(crate) files: Files,
     pub(crate) does: Does,
+    pub(crate) threads: usize,
+    /// Whether its threads take work from each other, as pingora's do unless told otherwise.
+    pub(crate) steals: bool,
 }
 
 impl Task {
@@ -45,6 +49,7 @@ pub(crate) fn run() {
 }
 
 fn serve(task: &Task) {
+    let conf = || ServerConf { work_stealing: task.steals, ..conf(task.threads) };
     let mut server = Server::new_with_opt_and_conf(None, conf());
     let conf = Arc::new(conf());
     server.bootstrap();
@@ -73,16 +78,16 @@ fn serve_on_ours(task: &Task) {
         Listen { h2c: true, ..place(task.places.h2c) },
         Listen { tls: Some(tls), ..place(task.places.tls) },
     ];
-    let app = Arc::new(http_proxy(&Arc::new(conf()), task.proxy()));
-    let mut threads = tokio::runtime::Builder::new_multi_thread();
-    let runtime = threads.worker_threads(1).enable_all().build().expect("a runtime");
+    let app = || Arc::new(http_proxy(&Arc::new(conf(task.threads)), task.proxy()));
+    let mut threads = tokio::runtime::Builder::new_current_thread();
+    let runtime = threads.enable_all().build().expect("a runtime");
     let (_stop, stopped) = watch::channel(false);
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new([]));
         let limits = Limits { max_connections_per_source: None, ..Limits::default() };
         let listener = Listener::bind("proxy", &places, limits, metrics).expect("the ports");
-        // As the gate does it: in a task, not on this thread, which would be one more.
-        tokio::spawn(listener.run(app, stopped)).await.expect("it serves");
+        let workers = Workers::start(task.threads).expect("threads");
+        listener.run_on(workers, app, stopped).await;
     });
 }
 

@@ -1,4 +1,4 @@
-//! The settings of what is measured: one worker each, no access logs unless they are what is measured,
+//! The settings of what is measured: no access logs unless they are what is measured,
 //! connections to upstreams kept alive.
 
 use std::path::Path;
@@ -7,7 +7,14 @@ use crate::callers::STEP_SECONDS;
 use crate::stand::{Files, Places};
 
 /// The gate's.
-pub(crate) fn gate(at: Places, upstream: u16, files: &Files, database: &Path, log: bool) -> String {
+pub(crate) fn gate(
+    at: Places,
+    upstream: u16,
+    files: &Files,
+    database: &Path,
+    log: bool,
+    threads: usize,
+) -> String {
     let (cert, key) = (files.certificate.display(), files.key.display());
     let Places { plain, h2c, tls, api } = at;
     let database = database.display();
@@ -22,7 +29,7 @@ pub(crate) fn gate(at: Places, upstream: u16, files: &Files, database: &Path, lo
             {{ address = "127.0.0.1:{tls}", tls_cert_file = "{cert}", tls_key_file = "{key}" }},
         ]
         upstream = "127.0.0.1:{upstream}"
-        threads = 1
+        threads = {threads}
         [api]
         listen = "127.0.0.1:{api}"
         trusted_proxies = ["127.0.0.0/8"]
@@ -126,10 +133,10 @@ pub(crate) fn caddy(at: Places, upstream: u16, files: &Files, api: u16) -> Strin
 }
 
 /// HAProxy, plain.
-pub(crate) fn haproxy(at: Places, upstream: u16, files: &Files) -> String {
+pub(crate) fn haproxy(at: Places, upstream: u16, files: &Files, threads: usize) -> String {
     let Places { plain, h2c, tls, .. } = at;
     format!(
-        "global\n nbthread 1\n maxconn 4096\n\
+        "global\n nbthread {threads}\n maxconn 4096\n\
          defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
          http-reuse always\n\
          frontend callers\n bind 127.0.0.1:{plain}\n bind 127.0.0.1:{h2c} proto h2\n\

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::callers::Kind;
 use crate::open_loop;
 use crate::plan::{Arm, Scenario};
-use crate::process::{LOAD_CORE, pinned};
+use crate::process::{Side, pinned};
 use crate::stand::Stand;
 
 /// Connections of wrk and of fixed load.
@@ -51,7 +51,7 @@ pub(crate) fn wrk(stand: &Stand, arm: Arm, scenario: Scenario, seconds: u64) -> 
     let script = stand.path("wrk.lua");
     fs::write(&script, SCRIPT).expect("the folder takes files");
     let scheme = if scenario == Scenario::Tls { "https" } else { "http" };
-    let output = pinned(LOAD_CORE, "wrk")
+    let output = pinned(Side::Load, stand.threads, "wrk")
         .args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{seconds}s"), "-s"])
         .arg(&script)
         .arg(format!("{scheme}://127.0.0.1:{}/", stand.port(arm, scenario)))
@@ -75,7 +75,7 @@ pub(crate) fn wrk(stand: &Stand, arm: Arm, scenario: Scenario, seconds: u64) -> 
 
 /// Runs h2load, whose requests all bear one claim.
 pub(crate) fn h2load(stand: &Stand, arm: Arm, seconds: u64) -> Load {
-    let mut command = pinned(LOAD_CORE, "h2load");
+    let mut command = pinned(Side::Load, stand.threads, "h2load");
     command.args(["-t1", &format!("-c{H2_CONNECTIONS}"), &format!("-m{H2_STREAMS}")]);
     command.args(["-D", &seconds.to_string(), "-H", "User-Agent: billing/2.4"]);
     command.args(["-H", "Accept: application/json"]);
@@ -110,7 +110,7 @@ pub(crate) fn at_rate(stand: &Stand, arm: Arm, rate: u64, seconds: u64) -> Load 
         seconds,
         requests: requests(stand, kind(arm, Scenario::FixedLoad)),
     };
-    let output = pinned(LOAD_CORE, std::env::current_exe().expect("this program"))
+    let output = pinned(Side::Load, stand.threads, std::env::current_exe().expect("this program"))
         .env(crate::CHILD, open_loop::CHILD)
         .env(open_loop::TASK, serde_json::to_string(&task).expect("JSON"))
         .output()

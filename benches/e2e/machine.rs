@@ -16,21 +16,24 @@ pub(crate) struct Fact {
 }
 
 /// All of them.
-pub(crate) fn facts() -> Facts {
+pub(crate) fn facts(threads: usize) -> Facts {
     let profile = if cfg!(debug_assertions) {
         "not optimised: these numbers mean nothing"
     } else {
         "bench (that of release)"
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let threads =
-        "1 thread or worker each; upstream and load on core 0, what is measured on core 1";
+    let processes = match threads {
+        1 => "1 thread or worker each; upstream and load on core 0, what is measured on core 1",
+        _ => "all share all cores",
+    };
+    let processes = format!("{processes}; threads of what is measured: {threads}");
     let facts = [
         ("processor", format!("{}, {cores} cores", value("/proc/cpuinfo", "model name", ':'))),
         ("memory", value("/proc/meminfo", "MemTotal", ':')),
         ("system", value("/etc/os-release", "PRETTY_NAME", '=').replace('"', "")),
         ("kernel", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
-        ("processes", threads.to_owned()),
+        ("processes", processes),
         ("otpgate", format!("{} ({})", env!("CARGO_PKG_VERSION"), revision())),
         ("profile", profile.to_owned()),
         ("toolchain", said("rustc", &["-V"])),

@@ -1,7 +1,7 @@
 //! Requests through the gate beside bare pingora, nginx, HAProxy and Caddy, in one run: `make bench`, on a
 //! quiet machine. `docs/performance.md` says what is measured and how; `--help` how to choose.
 //!
-//! Upstream and load are on the first core, what is measured on the second. What this program starts it
+//! Upstream and load are on the first core, what is measured on the second, unless it has several threads. What this program starts it
 //! pins, watches and stops; it is itself started again as bare pingora and as the load of fixed rate.
 
 use std::collections::BTreeSet;
@@ -54,6 +54,10 @@ struct Options {
     /// Runs are repeated while other programs use more of one core than that, in percent.
     #[arg(long, default_value_t = 6.0)]
     foreign: f64,
+    /// Threads of each proxy; more than one share all cores with load and upstream (nginx, which has processes, is
+    /// left out then).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    threads: u8,
     /// Another build of the gate, for the arm `otpgate-other`.
     #[arg(long, value_name = "PROGRAM")]
     other: Option<PathBuf>,
@@ -78,6 +82,9 @@ impl Options {
         if self.other.is_none() {
             arms.remove(&Arm::OtpgateOther);
         }
+        if self.threads > 1 {
+            arms.retain(|arm| !matches!(arm, Arm::Nginx | Arm::NginxAuth));
+        }
         let arms = arms.into_iter().collect();
         let scenarios = match self.scenarios[..] {
             [] => Scenario::value_variants().to_vec(),
@@ -86,7 +93,8 @@ impl Options {
         let (rounds, seconds, tries) =
             if self.quick { (1, 1, 1) } else { (self.rounds, self.seconds, plan::TRIES) };
         let (other, rates, foreign) = (self.other, self.rates, self.foreign);
-        Plan { other, rounds, seconds, tries, arms, scenarios, rates, foreign }
+        let threads = self.threads.into();
+        Plan { other, threads, rounds, seconds, tries, arms, scenarios, rates, foreign }
     }
 }
 
@@ -100,8 +108,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(plan: Plan) {
-    let facts = machine::facts();
-    let stand = Stand::start(&plan.arms, plan.other.clone());
+    let facts = machine::facts(plan.threads);
+    let stand = Stand::start(&plan);
     let mut report = Report::new(facts, &plan);
     for (round, scenario, arm) in plan.runs() {
         plan::run(&plan, &stand, &mut report, round, scenario, arm);

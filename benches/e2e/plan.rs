@@ -23,7 +23,9 @@ pub(crate) enum Arm {
     Direct,
     /// pingora's own server that forwards everything.
     Bare,
-    /// The same with the gate's allocator.
+    /// The same with the runtime that each worker of the gate has: one thread, whose work nobody steals.
+    BareWithoutStealing,
+    /// `bare` with the gate's allocator.
     BareWithOurAllocator,
     /// The same as `bare` on the gate's listener.
     BareOnOurListener,
@@ -60,7 +62,9 @@ impl Arm {
         match (self, scenario) {
             (_, Start) => false,
             (Self::OtpgateLog | Self::OtpgateWrong, scenario) => scenario == KeepAlive,
-            (Self::BareWithOurAllocator, scenario) => matches!(scenario, KeepAlive | Http2),
+            (Self::BareWithoutStealing | Self::BareWithOurAllocator, scenario) => {
+                matches!(scenario, KeepAlive | Http2)
+            }
             (Self::Verify, scenario) => matches!(scenario, KeepAlive | FixedLoad),
             (Self::Direct, scenario) => {
                 matches!(scenario, KeepAlive | FixedLoad | NewConnections | Bodies)
@@ -95,6 +99,8 @@ pub(crate) enum Scenario {
 pub(crate) struct Plan {
     /// Another build of the gate.
     pub(crate) other: Option<PathBuf>,
+    /// Of each program that is measured.
+    pub(crate) threads: usize,
     pub(crate) rounds: usize,
     pub(crate) seconds: u64,
     pub(crate) tries: usize,

@@ -7,10 +7,26 @@ use std::time::{Duration, Instant};
 
 use otpgate::clock::{Clock as _, SystemClock};
 
-/// Of upstream and load.
-pub(crate) const LOAD_CORE: &str = "0";
-/// Of what is measured.
-pub(crate) const TESTED_CORE: &str = "1";
+/// What a process is for: it says where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Upstream and load.
+    Load,
+    /// What is measured.
+    Tested,
+}
+
+impl Side {
+    /// Where what is measured has one thread, it has a core of its own; otherwise all share all cores.
+    fn cores(self, threads: usize) -> String {
+        let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
+        match (self, threads) {
+            (Self::Load, 1) => "0".to_owned(),
+            (Self::Tested, 1) => "1".to_owned(),
+            _ => format!("0-{last}"),
+        }
+    }
+}
 
 /// How long a process may take to end when asked.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,10 +38,14 @@ pub(crate) fn now() -> Instant {
     SystemClock.now().monotonic
 }
 
-/// A command on `core` that also ends when this process does.
-pub(crate) fn pinned(core: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+/// A command on the cores of its side that also ends when this process does; what is measured has so many
+/// `threads`.
+pub(crate) fn pinned(side: Side, threads: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("taskset");
-    command.args(["-c", core, "setpriv", "--pdeathsig", "TERM"]).arg(program).stdin(Stdio::null());
+    command
+        .args(["-c", &side.cores(threads), "setpriv", "--pdeathsig", "TERM"])
+        .arg(program)
+        .stdin(Stdio::null());
     command
 }
 

@@ -1,6 +1,7 @@
 //! All that runs beside each other, and how the load reaches each arm.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,8 +17,8 @@ use crate::bare::Does;
 use crate::bare_server;
 use crate::callers::{Callers, Kind};
 use crate::configs;
-use crate::plan::{Arm, Scenario};
-use crate::process::{LOAD_CORE, Process, TESTED_CORE, now, pinned};
+use crate::plan::{Arm, Plan, Scenario};
+use crate::process::{Process, Side, now, pinned};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of large answers.
@@ -47,6 +48,7 @@ pub(crate) struct Files {
 pub(crate) enum Part {
     Upstream,
     Bare,
+    BareWithoutStealing,
     BareWithOurAllocator,
     BareOnOurListener,
     BareWithOurDuties,
@@ -69,6 +71,7 @@ impl Part {
         match arm {
             Arm::Direct => vec![Self::Upstream],
             Arm::Bare => vec![Self::Bare],
+            Arm::BareWithoutStealing => vec![Self::BareWithoutStealing],
             Arm::BareWithOurAllocator => vec![Self::BareWithOurAllocator],
             Arm::BareOnOurListener => vec![Self::BareOnOurListener],
             Arm::BareWithOurDuties => vec![Self::BareWithOurDuties],
@@ -91,18 +94,22 @@ pub(crate) struct Stand {
     pub(crate) files: Files,
     /// Another build of the gate.
     other: Option<PathBuf>,
+    /// Of each program that is measured.
+    pub(crate) threads: usize,
     running: BTreeMap<Part, (Places, Process)>,
     folder: TempDir,
 }
 
 impl Stand {
     /// Starts what `arms` need, and sees that each of them answers as it should.
-    pub(crate) fn start(arms: &[Arm], other: Option<PathBuf>) -> Self {
+    pub(crate) fn start(plan: &Plan) -> Self {
+        let (arms, other, threads) = (&plan.arms, plan.other.clone(), plan.threads);
         let folder = tempfile::tempdir().expect("a folder");
         let files = make_certificate(folder.path());
         let callers = Callers::new();
         import(&callers, folder.path());
-        let mut stand = Self { callers, files, other, running: BTreeMap::new(), folder };
+        let running = BTreeMap::new();
+        let mut stand = Self { callers, files, other, threads, running, folder };
         stand.add(Part::Upstream);
         for part in arms.iter().flat_map(|arm| Part::of(*arm).into_iter().rev()) {
             stand.add(part);
@@ -171,19 +178,21 @@ impl Stand {
             fs::write(&file, text).expect("the folder takes files");
             file
         };
-        let nginx = |core, text: String| {
-            let mut command = pinned(core, "nginx");
+        let pinned = |side, program: &OsStr| pinned(side, self.threads, program);
+        let nginx = |side, text: String| {
+            let mut command = pinned(side, "nginx".as_ref());
             command.arg("-e").arg(folder.join("error.log")).arg("-p").arg(folder);
             command.arg("-c").arg(write("nginx.conf", text));
             command
         };
-        let (files, core) = (&self.files, TESTED_CORE);
+        let (files, tested) = (&self.files, Side::Tested);
         match part {
             Part::Upstream => {
                 write("large", "x".repeat(LARGE));
-                nginx(LOAD_CORE, configs::upstream(folder, at.plain))
+                nginx(Side::Load, configs::upstream(folder, at.plain))
             }
             Part::Bare
+            | Part::BareWithoutStealing
             | Part::BareWithOurAllocator
             | Part::BareOnOurListener
             | Part::BareWithOurDuties => {
@@ -196,8 +205,11 @@ impl Stand {
                         Part::BareWithOurDuties => Does::OurDuties,
                         _ => Does::Nothing,
                     },
+                    threads: self.threads,
+                    steals: part != Part::BareWithoutStealing,
                 };
-                let mut command = pinned(core, std::env::current_exe().expect("this program"));
+                let this = std::env::current_exe().expect("this program");
+                let mut command = pinned(tested, this.as_ref());
                 command.env(crate::CHILD, bare_server::CHILD);
                 command.env(bare_server::TASK, serde_json::to_string(&task).expect("JSON"));
                 if matches!(part, Part::BareWithOurAllocator | Part::BareWithOurDuties) {
@@ -207,30 +219,36 @@ impl Stand {
             }
             Part::Gate | Part::GateOther | Part::GateLog | Part::GateGuessed | Part::GateAsked => {
                 let (database, log) = (self.path(DATABASE), part == Part::GateLog);
-                let text = configs::gate(at, upstream(), files, &database, log);
+                let text = configs::gate(at, upstream(), files, &database, log, self.threads);
                 let other = self.other.as_deref().filter(|_| part == Part::GateOther);
                 let program = other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_otpgate")));
-                let mut command = pinned(core, program);
+                let mut command = pinned(tested, program.as_ref());
                 command.args(["serve", "--config"]).arg(write("otpgate.toml", text));
                 command
             }
-            Part::Nginx => nginx(core, configs::nginx_proxy(folder, at, upstream(), files, None)),
+            Part::Nginx => nginx(tested, configs::nginx_proxy(folder, at, upstream(), files, None)),
             Part::NginxAuth => {
                 let text = configs::nginx_proxy(folder, at, upstream(), files, Some(asked()));
-                nginx(core, text)
+                nginx(tested, text)
             }
             Part::Caddy => {
                 let text = configs::caddy(at, upstream(), files, asked());
-                let mut command = pinned(core, "caddy");
+                let mut command = pinned(tested, "caddy".as_ref());
                 command.args(["run", "--adapter", "caddyfile", "--config"]);
                 command.arg(write("Caddyfile", text));
-                command.env("GOMAXPROCS", "1").env("HOME", folder).env_remove("XDG_DATA_HOME");
+                command
+                    .env("GOMAXPROCS", self.threads.to_string())
+                    .env("HOME", folder)
+                    .env_remove("XDG_DATA_HOME");
                 command
             }
             Part::Haproxy => {
-                let mut command = pinned(core, "haproxy");
+                let mut command = pinned(tested, "haproxy".as_ref());
                 command.args(["-q", "-db", "-f"]);
-                command.arg(write("haproxy.cfg", configs::haproxy(at, upstream(), files)));
+                command.arg(write(
+                    "haproxy.cfg",
+                    configs::haproxy(at, upstream(), files, self.threads),
+                ));
                 command
             }
         }

@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 const UPSTREAM_POOL: usize = 1024;
 
 /// The settings.
-pub(crate) fn conf() -> ServerConf {
-    ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() }
+pub(crate) fn conf(threads: usize) -> ServerConf {
+    let upstream_keepalive_pool_size = UPSTREAM_POOL;
+    ServerConf { threads, upstream_keepalive_pool_size, ..ServerConf::default() }
 }
 
 /// What a proxy does besides.
@@ -127,7 +128,10 @@ impl ProxyHttp for Bare {
         id: &mut String,
     ) -> pingora::Result<()> {
         if self.has_duties() {
-            response.insert_header("x-request-id", id.as_str())?;
+            let mut id = HeaderValue::from_str(id).expect("hexadecimal digits");
+            // As the gate has it, for HTTP/2.
+            id.set_sensitive(true);
+            response.insert_header("x-request-id", id)?;
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ impl Whole {
             let address = match front {
                 Front::Bare(Does::Nothing) => bare(upstream, stopped).await,
                 Front::Bare(does) => listen(
-                    Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream, does })),
+                    Arc::new(http_proxy(&Arc::new(conf(1)), Bare { upstream, does })),
                     stopped,
                 ),
                 Front::Gate => listen(rig.proxy(upstream).await, stopped),
@@ -111,7 +111,7 @@ async fn upstream() -> SocketAddr {
 }
 
 async fn bare(upstream: SocketAddr, stop: watch::Receiver<bool>) -> SocketAddr {
-    let app = Arc::new(http_proxy(&Arc::new(conf()), Bare { upstream, does: Does::Nothing }));
+    let app = Arc::new(http_proxy(&Arc::new(conf(1)), Bare { upstream, does: Does::Nothing }));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
