@@ -244,6 +244,8 @@ pub struct Server {
     front: JoinSet<()>,
     /// Serves the front: the follower, upstream checks, ops; ended last.
     back: JoinSet<()>,
+    /// To the very end: what drives a connection to the store may run where a request first needed it.
+    _workers: Arc<Workers>,
 }
 
 impl Server {
@@ -313,7 +315,7 @@ impl Server {
         }
         if !addresses[1].is_empty() {
             let app = Arc::new(TowerApp::replaceable(live.api.clone()));
-            let serving = api.run_on(workers, move || app.clone(), closing.subscribe());
+            let serving = api.run_on(workers.clone(), move || app.clone(), closing.subscribe());
             front.spawn(once(opening.subscribe(), serving));
         }
         if !addresses[2].is_empty() {
@@ -349,6 +351,7 @@ impl Server {
             closing_back,
             front,
             back,
+            _workers: workers,
         })
     }
 
